@@ -1,0 +1,141 @@
+"""Honest rows with malicious rows below them, the latter given as few basis vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bezoar.errors import ConfigError
+from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates
+
+
+class Stacked(Updates):
+    """``honest`` followed by the rows ``coefficients`` [q, k] @ ``basis`` [k, d].
+
+    Colluding attackers that send one vector are one basis row. The Gram matrix of the honest rows is bordered by
+    k dot products, so that an attack which searches over ``coefficients`` never touches the data again.
+
+    ``order`` [n] puts the rows in another order (row i is the stacked row ``order[i]``), for example that of the
+    client ids, so that a rule can not tell attackers by their place.
+    """
+
+    def __init__(
+        self,
+        honest: Updates,
+        coefficients: Tensor,
+        basis: Tensor,
+        clients: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> None:
+        q, k = coefficients.shape
+        if basis.shape != (k, honest.shape[1]):
+            raise ConfigError(f"basis must be [{k}, {honest.shape[1]}], got {list(basis.shape)}")
+        self.honest = honest
+        self.coefficients = coefficients.to(honest.device, torch.float64)
+        self.basis = basis.detach().to(honest.device, honest.dtype)
+        self._malicious = torch.full((q,), -1) if clients is None else clients
+        if self._malicious.shape != (q,):
+            raise ConfigError(f"clients must hold one id for each of the {q} malicious rows")
+        n = len(honest) + q
+        self.order = torch.arange(n) if order is None else order
+        self.offers = honest.offers
+
+    @classmethod
+    def by_client(cls, honest: Updates, coefficients: Tensor, basis: Tensor, clients: Tensor) -> Stacked:
+        """Stack and put the rows in the order of their client ids."""
+        ids = torch.cat([honest.clients.cpu(), clients.cpu()])
+        return cls(honest, coefficients, basis, clients, torch.argsort(ids, stable=True))
+
+    @property
+    def malicious(self) -> Tensor:
+        """Which rows are malicious: bool [n]."""
+        return self.order >= len(self.honest)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.order), self.honest.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.honest.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.honest.device
+
+    @property
+    def clients(self) -> Tensor:
+        return torch.cat([self.honest.clients.cpu(), self._malicious.cpu()])[self.order]
+
+    @property
+    def layout(self) -> Layout:
+        return self.honest.layout
+
+    def with_coefficients(self, coefficients: Tensor) -> Stacked:
+        """The same stack with other ``coefficients`` [q, k]; answers about honest rows and basis are shared."""
+        other = Stacked(self.honest, coefficients, self.basis, self._malicious, self.order)
+        if "_border" in self.__dict__:
+            other.__dict__["_border"] = self.__dict__["_border"]
+        return other
+
+    def _borders(self) -> tuple[Tensor, Tensor]:
+        """Inner products of honest rows with the basis [n_h, k] and of the basis with itself [k, k]."""
+        if "_border" not in self.__dict__:
+            cross = [self.honest.dot(row) for row in self.basis]
+            wide = self.basis.double()
+            empty = torch.zeros(len(self.honest), 0, dtype=torch.float64, device=self.device)
+            self.__dict__["_border"] = (torch.stack(cross, 1) if cross else empty, wide @ wide.T)
+        cross_products, own = self.__dict__["_border"]
+        return cross_products, own
+
+    def _squared_norms(self) -> Tensor:
+        wide = self.basis.double()
+        malicious = ((self.coefficients @ (wide @ wide.T)) * self.coefficients).sum(1)
+        return torch.cat([self.honest.squared_norms(), malicious.clamp(min=0)])[self.order]
+
+    def _gram(self) -> Tensor:
+        cross, own = self._borders()
+        side = cross @ self.coefficients.T
+        corner = self.coefficients @ own @ self.coefficients.T
+        whole = torch.cat([torch.cat([self.honest.gram(), side], 1), torch.cat([side.T, corner], 1)])
+        return whole[self.order][:, self.order]
+
+    def dot(self, vector: Tensor) -> Tensor:
+        malicious = self.coefficients @ (self.basis.double() @ vector.double())
+        return torch.cat([self.honest.dot(vector), malicious])[self.order]
+
+    def combine(self, weights: Tensor) -> Tensor:
+        weights = weights.to(self.device, torch.float64)
+        stacked = torch.zeros_like(weights)
+        stacked[..., self.order] = weights
+        split = len(self.honest)
+        own = stacked[..., split:] @ self.coefficients
+        return self.honest.combine(stacked[..., :split]) + own.to(self.dtype) @ self.basis
+
+    def columns(self, index: Tensor) -> Tensor:
+        return self._stack(self.honest.columns(index), self.basis[:, index])
+
+    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+        share = max_bytes * len(self.honest) // max(1, len(self))
+        for block in self.honest.blocks(max(1, share)):
+            yield Block(block.start, block.stop, self._stack(block.values, self.basis[:, block.start : block.stop]))
+
+    def select(self, rows: Tensor) -> Updates:
+        chosen = self.order[rows.cpu()]
+        split = len(self.honest)
+        is_honest = chosen < split
+        honest_rows, malicious_rows = chosen[is_honest], chosen[~is_honest] - split
+        coefficients = self.coefficients[malicious_rows]
+        used = (coefficients != 0).any(0)
+        place = torch.empty(len(chosen), dtype=torch.int64)
+        place[is_honest] = torch.arange(len(honest_rows))
+        place[~is_honest] = torch.arange(len(malicious_rows)) + len(honest_rows)
+        honest = self.honest
+        if not torch.equal(honest_rows, torch.arange(split)):
+            honest = honest.select(honest_rows)
+        return Stacked(honest, coefficients[:, used], self.basis[used], self._malicious[malicious_rows], place)
+
+    def _stack(self, honest: Tensor, basis: Tensor) -> Tensor:
+        return torch.cat([honest, self.coefficients.to(honest.dtype) @ basis])[self.order]
