@@ -1,0 +1,40 @@
+"""Clipping every update to a ball: the first line of defence, and half of SparseFed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from bezoar.aggregation.base import Mixing
+from bezoar.errors import ConfigError
+from bezoar.updates.base import Needs, Updates
+
+
+@dataclass(frozen=True)
+class Clip(Mixing):
+    r"""Scale every update down to l2 norm ``radius`` if it is longer.
+
+    .. math:: x_i \mapsto x_i \min(1, L / \|x_i\|_2)
+
+    Needs norms only; direction is kept. Cost: O(n d). ``radius`` has the unit of the updates and must be positive
+    (infinity leaves every row as it is).
+
+    >>> import torch
+    >>> from bezoar.aggregation import Mean
+    >>> (Clip(5.0) >> Mean())(torch.tensor([[3.0, 4.0], [30.0, 40.0]]))
+    tensor([3., 4.])
+    """
+
+    radius: float
+    needs: ClassVar[Needs] = Needs.NORMS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.radius, int | float) or math.isnan(self.radius) or self.radius <= 0:
+            raise ConfigError(f"Clip: radius must be a positive number, got {self.radius!r}")
+
+    def matrix(self, rows: Updates) -> Tensor:
+        norms = rows.squared_norms().sqrt()
+        return (self.radius / norms).clamp(max=1.0).nan_to_num(nan=1.0)

@@ -1,0 +1,33 @@
+"""The coordinate-wise trimmed mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bezoar.aggregation.base import Columnwise, check_count
+from bezoar.kernels.columns import column_trimmed_mean
+
+
+@dataclass(frozen=True)
+class TrimmedMean(Columnwise):
+    r"""Drop the f largest and the f smallest values of every coordinate, average the rest.
+
+    .. math:: [F(x)]_j = \frac{1}{n-2f} \sum_{i=f+1}^{n-f} [x]_{(i),j}
+
+    Needs f < n/2; f = 0 is the mean. Cost: O(n log n) a coordinate. kappa = f/(n-2f), the best possible; with only
+    q <= f bad rows f/(n-q-f). Yin, Chen, Kannan, Bartlett: Byzantine-Robust Distributed Learning, ICML 2018.
+
+    >>> import torch
+    >>> TrimmedMean(f=1)(torch.tensor([[1.0, 2.0], [2.0, 1.0], [3.0, 3.0], [2.0, 2.0], [100.0, -100.0]]))
+    tensor([2.3333, 1.6667])
+    """
+
+    f: int
+
+    def __post_init__(self) -> None:
+        check_count("TrimmedMean", "f", self.f)
+
+    def reduce(self, values: Tensor) -> Tensor:
+        return column_trimmed_mean(values, self.f)

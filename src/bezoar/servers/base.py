@@ -1,0 +1,57 @@
+"""What a server does with an aggregate: explicit state in, a step and the new state out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bezoar.errors import ConfigError
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to subtract from the model: ``values`` [d], or ``values`` [k] at ``index`` [k] (ascending)."""
+
+    values: Tensor
+    index: Tensor | None
+    state: State
+
+    def apply_(self, weights: Tensor) -> None:
+        """Subtract the step from the flat model ``weights`` [d] in place."""
+        with torch.no_grad():
+            if self.index is None:
+                weights -= self.values
+            else:
+                weights[self.index] -= self.values
+
+    def dense(self, d: int) -> Tensor:
+        """The step as a vector [d]."""
+        if self.index is None:
+            return self.values
+        out = torch.zeros(d, dtype=self.values.dtype, device=self.values.device)
+        out[self.index] = self.values
+        return out
+
+
+@dataclass(frozen=True)
+class Server(ABC):
+    """Turns aggregates [d] into steps of the global model."""
+
+    def check(self, d: int) -> None:  # noqa: B027 - most servers fit every model
+        """Raise ``ConfigError`` unless the parameters fit a model of d parameters."""
+
+    @abstractmethod
+    def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
+        """One round: ``aggregate`` [d] in descent sign, learning rate ``lr``, the state of the last call ({} first)."""
+
+
+def check_momentum(owner: str, momentum: float) -> None:
+    """Raise unless 0 <= momentum < 1."""
+    if not 0 <= momentum < 1:
+        raise ConfigError(f"{owner}: momentum must be at least 0 and below 1, got {momentum}")
