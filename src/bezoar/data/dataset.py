@@ -1,0 +1,111 @@
+"""What a data set is in memory, and how a batch of it becomes a model's input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bezoar.data._augment import crop_and_flip
+from bezoar.errors import DataError
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """One split: ``inputs`` [N, C, H, W] (images stay uint8) and ``targets`` [N] int64.
+
+    Raises DataError if the two do not belong together.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        if self.targets.dtype != torch.int64 or self.targets.ndim != 1:
+            raise DataError(f"targets must be int64 [N], got {self.targets.dtype} {list(self.targets.shape)}")
+        if self.inputs.ndim < 2 or len(self.inputs) != len(self.targets):
+            raise DataError(
+                f"inputs must be [N, C, ...] with one row per target ({len(self.targets)}), "
+                f"got {list(self.inputs.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A named data set with a train and a test split.
+
+    ``mean`` and ``std`` are per channel, of inputs scaled to [0, 1]; ``scale`` is the stored value that becomes 1.0
+    (255 for images). ``natural`` maps a column, for example ``"writer"``, to a group id per train sample
+    [N_train] int64. ``augmentation`` is applied where :meth:`batch` is given a generator.
+    Raises DataError for targets outside the classes and for parts that do not fit together.
+
+    >>> images = torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2)
+    >>> part = Samples(images, torch.tensor([0, 1]))
+    >>> tiny = Dataset("tiny", part, part, ("a", "b"), mean=(0.0,), std=(1.0,), scale=7.0)
+    >>> tiny.shape, tiny.batch(tiny.train, torch.tensor([1])).flatten().tolist()[-1]
+    ((1, 2, 2), 1.0)
+    """
+
+    name: str
+    train: Samples
+    test: Samples
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    natural: Mapping[str, Indices] = field(default_factory=dict)
+    scale: float = 255.0
+    augmentation: Literal["none", "crop-flip"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.train.inputs.shape[1:] != self.test.inputs.shape[1:]:
+            raise DataError(
+                f"{self.name}: train samples are {self.shape}, test samples {tuple(self.test.inputs.shape[1:])}"
+            )
+        if not len(self.mean) == len(self.std) == self.shape[0] or min(self.std) <= 0 or self.scale <= 0:
+            raise DataError(
+                f"{self.name}: mean and std need one number for each of the {self.shape[0]} channels, "
+                "std and scale must be positive"
+            )
+        for split, samples in (("train", self.train), ("test", self.test)):
+            if len(samples) and not (samples.targets.min() >= 0 and samples.targets.max() < len(self.classes)):
+                raise DataError(f"{self.name}: {split} targets must be in 0..{len(self.classes) - 1}")
+        for column, groups in self.natural.items():
+            if groups.shape != (len(self.train),):
+                raise DataError(
+                    f"{self.name}: column {column!r} has shape {groups.shape}, needs one group id for each of "
+                    f"the {len(self.train)} train samples"
+                )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, (C, H, W) for images."""
+        return tuple(self.train.inputs.shape[1:])
+
+    def batch(
+        self, samples: Samples, indices: Tensor | Indices | slice, augment: torch.Generator | None = None
+    ) -> Tensor:
+        """Rows ``indices`` of ``samples`` as normalised float32 [len(indices), C, H, W].
+
+        With a generator in ``augment`` each row gets this data set's random augmentation, drawn from it; a data set
+        without one ignores the generator, so that a caller need not know which is which. Draws depend on the
+        position in the batch: to be independent of chunking, ask for the whole union batch at once.
+        """
+        rows = torch.from_numpy(indices) if isinstance(indices, np.ndarray) else indices
+        if augment is not None and self.augmentation == "crop-flip":
+            raw = crop_and_flip(samples.inputs, rows, augment)
+        else:
+            raw = samples.inputs[rows]
+        channels = (1, -1) + (1,) * (raw.ndim - 2)
+        mean = torch.tensor(self.mean, device=raw.device).view(channels)
+        std = torch.tensor(self.std, device=raw.device).view(channels)
+        return raw.to(torch.float32).mul_(1 / (self.scale * std)).sub_(mean / std)
