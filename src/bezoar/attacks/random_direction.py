@@ -1,0 +1,46 @@
+"""Untargeted Byzantine noise on the clipping sphere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bezoar.aggregation.base import Rule
+from bezoar.attacks.base import AttackContext, UpdateAttack, stack
+from bezoar.errors import ConfigError
+from bezoar.seeding import generator
+from bezoar.updates.base import Updates
+from bezoar.updates.stacked import Stacked
+
+
+@dataclass(frozen=True)
+class RandomDirection(UpdateAttack):
+    r"""Untargeted: a random direction of length L.
+
+    .. math:: u = L\, z / \|z\|, \quad z \sim N(0, I)
+
+    L is ``radius``, by default the defence's clipping radius, without clipping ``scale`` times the largest honest
+    norm. Colluding attackers send the same vector.
+    """
+
+    radius: float | None = None
+    scale: float = 10.0
+    collude: bool = True
+
+    def __post_init__(self) -> None:
+        if self.radius is not None and not self.radius > 0:
+            raise ConfigError(f"random-direction: radius must be positive, got {self.radius}")
+        if not self.scale > 0:
+            raise ConfigError(f"random-direction: scale must be positive, got {self.scale}")
+
+    def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
+        radius = context.radius if self.radius is None else self.radius
+        if radius == float("inf"):
+            norms = view.squared_norms()
+            radius = self.scale * float(norms[torch.isfinite(norms)].max().sqrt())
+        vectors = []
+        for sender in [0] if self.collude else context.clients.tolist():
+            noise = torch.randn(view.shape[1], generator=generator(context.seed, "attack", context.round, sender))
+            vectors.append((noise * (radius / noise.norm())).to(view.device, view.dtype))
+        return stack(view, torch.stack(vectors), context.clients)

@@ -1,0 +1,6 @@
+"""What clients do: a cohort's samples and the global model in, updates out."""
+
+from bezoar.clients.regimes import CLIENTS, Clients, Gradient, LocalSGD, Work
+from bezoar.clients.scratch import Scratch
+
+__all__ = ["CLIENTS", "Clients", "Gradient", "LocalSGD", "Scratch", "Work"]

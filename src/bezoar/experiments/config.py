@@ -1,0 +1,305 @@
+"""One description of an experiment, for TOML files, the command line and Python alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import tomlkit
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from bezoar.attacks import ATTACKS, Attack, UpdateAttack
+from bezoar.clients import CLIENTS, Clients, Gradient
+from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS, Partition, Sampling
+from bezoar.errors import ConfigError, nearest
+from bezoar.experiments.defence import Defence, defence
+from bezoar.models import MODELS
+from bezoar.registry import Registry
+from bezoar.servers.schedules import SCHEDULES, Schedule
+
+
+def _attack(table: Any) -> Attack | None:
+    if table is None or table == "none" or (isinstance(table, Mapping) and table.get("kind") == "none"):
+        return None
+    return ATTACKS.build(table)
+
+
+def _field(registry: Registry[Any]) -> tuple[PlainValidator, PlainSerializer]:
+    return PlainValidator(registry.build), PlainSerializer(registry.table)
+
+
+PartitionField = Annotated[Partition, *_field(Registry("partition", PARTITIONS))]
+SamplingField = Annotated[Sampling, *_field(Registry("sampling", SAMPLINGS))]
+ClientsField = Annotated[Clients, *_field(CLIENTS)]
+ScheduleField = Annotated[Schedule, *_field(SCHEDULES)]
+DefenceField = Annotated[Defence, PlainValidator(defence), PlainSerializer(Defence.table)]
+AttackField = Annotated[
+    Attack | None,
+    PlainValidator(_attack),
+    PlainSerializer(lambda attack: {"kind": "none"} if attack is None else ATTACKS.table(attack)),
+]
+
+
+class Settings(BaseModel):
+    """Base of all sections: unknown keys are errors, values are not coerced, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Settings):
+    """The data set and how it is divided over clients.
+
+    ``dataset`` is a registered name; ``augment`` turns on its training augmentation (CIFAR).
+    """
+
+    dataset: str
+    partition: PartitionField
+    augment: bool = False
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in DATASETS:
+            raise ConfigError(f"unknown data set {name!r}; {nearest(name, DATASETS)}")
+        return name
+
+
+class Model(BaseModel):
+    """The model: a registered name or ``package.module:factory``; further keys are the factory's options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The factory's options."""
+        return dict(self.model_extra or {})
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in MODELS and ":" not in name:
+            raise ConfigError(f"unknown model {name!r}; {nearest(name, MODELS)}, or package.module:factory")
+        return name
+
+
+class Adversary(Settings):
+    """Who is malicious, and when.
+
+    Give ``count`` or ``share`` of all clients; they are drawn from the seed. How many of them a round's cohort holds
+    is then random; ``per_round`` makes it exactly that many. The attack runs from round ``start`` to round ``stop``
+    (both included; no ``stop``: to the end).
+    """
+
+    count: int | None = Field(None, ge=0)
+    share: float | None = Field(None, ge=0, le=1)
+    per_round: int | None = Field(None, ge=0)
+    start: int = Field(1, ge=1)
+    stop: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.count is not None and self.share is not None:
+            raise ConfigError("give count or share of malicious clients, not both")
+        if self.stop is not None and self.stop < self.start:
+            raise ConfigError(f"stop={self.stop} is before start={self.start}")
+        return self
+
+    @property
+    def absent(self) -> bool:
+        """Whether nobody is malicious."""
+        return not self.count and not self.share
+
+    def active(self, round: int) -> bool:
+        """Whether the attack runs in ``round``."""
+        return self.start <= round and (self.stop is None or round <= self.stop)
+
+
+class Evaluation(Settings):
+    """When and how the global model is tested.
+
+    ``every`` rounds and after the last one; ``batch_size`` test samples at a time; ``twin`` also runs the same
+    experiment without its attack and reports the distance between the two models (doubles the time).
+    """
+
+    every: int = Field(50, ge=1)
+    batch_size: int = Field(1000, ge=1)
+    twin: bool = False
+
+
+class Experiment(Settings):
+    """A federation, an adversary, a defence and a seed: everything that decides the result.
+
+    Load it from TOML with :meth:`load`, write it with :meth:`dump`, run it with :func:`bezoar.run`.
+    """
+
+    name: str = "experiment"
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(ge=1)
+    data: Data
+    model: Model
+    learning_rate: ScheduleField
+    sampling: SamplingField
+    clients: ClientsField = Gradient()
+    adversary: Adversary = Adversary()
+    attack: AttackField = None
+    defence: DefenceField
+    evaluation: Evaluation = Evaluation()
+    checkpoint_every: int = Field(50, ge=1)
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not name or any(character in name for character in "/\\\0") or name in (".", ".."):
+            raise ConfigError(f"name must be usable as a folder name, got {name!r}")
+        return name
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.attack is not None and self.adversary.absent:
+            raise ConfigError("there is an attack but nobody is malicious: set adversary.count or adversary.share")
+        if self.attack is None and self.evaluation.twin:
+            raise ConfigError("evaluation.twin compares with the run without attack, but there is no attack")
+        per_round = self.adversary.per_round
+        if per_round is not None and isinstance(self.attack, UpdateAttack) and per_round >= self.sampling.cohort:
+            raise ConfigError(
+                f"adversary.per_round={per_round} leaves no honest client in a cohort of {self.sampling.cohort}"
+            )
+        return self
+
+    def table(self) -> dict[str, Any]:
+        """The experiment as plain tables, everything resolved, without empty keys."""
+        return _without_none(self.model_dump(mode="python"))
+
+    def hash(self) -> str:
+        """Sixteen hex digits of the full configuration, name and description aside."""
+        table = {key: value for key, value in self.table().items() if key not in ("name", "description")}
+        table.pop("checkpoint_every")
+        text = json.dumps(table, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def without_attack(self) -> Experiment:
+        """The twin: the same experiment, seed and cohorts, in which nobody attacks."""
+        evaluation = self.evaluation.model_copy(update={"twin": False})
+        return self.model_copy(update={"attack": None, "evaluation": evaluation})
+
+    def dumps(self) -> str:
+        """The experiment as TOML."""
+        return tomlkit.dumps(self.table())
+
+    def dump(self, path: str | Path) -> None:
+        """Write the experiment to a TOML file."""
+        Path(path).write_text(self.dumps(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
+        """Read a TOML file; ``overrides`` maps dotted keys (``"model.width"``) to values.
+
+        Raises:
+            ConfigError: names the file, the key and the nearest right one.
+        """
+        table = read_toml(path)
+        if "grid" in table:
+            raise ConfigError(f"{path}: this is a grid of experiments; run it with 'bezoar compare'")
+        return cls.from_table(override(table, overrides or {}), source=str(path))
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], source: str = "experiment") -> Experiment:
+        """Check a table as read from TOML; ``source`` is named in errors."""
+        try:
+            return cls.model_validate(dict(table))
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls, source)) from None
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A TOML file as plain tables. Raises ConfigError if it can not be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can not be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        return tomlkit.parse(text).unwrap()
+    except tomlkit.exceptions.ParseError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def override(table: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``table`` with dotted keys set.
+
+    >>> override({"model": {"name": "cnn"}}, {"model.width": 8})
+    {'model': {'name': 'cnn', 'width': 8}}
+    """
+    out = dict(table)
+    for dotted, value in values.items():
+        *path, last = dotted.split(".")
+        here = out
+        for step in path:
+            inner = here.get(step, {})
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"can not set {dotted!r}: {step!r} is {inner!r}, not a table")
+            here[step] = dict(inner)
+            here = here[step]
+        here[last] = value
+    return out
+
+
+def parse_value(text: str) -> Any:
+    """A value as in TOML; what is no TOML value is a string.
+
+    >>> parse_value("3"), parse_value("[1, 2]"), parse_value("1%")
+    (3, [1, 2], '1%')
+    """
+    try:
+        return tomlkit.parse(f"value = {text}").unwrap()["value"]
+    except tomlkit.exceptions.ParseError:
+        return text
+
+
+def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    """One line for the first thing that is wrong: the file, the key, what would be right."""
+    first = error.errors()[0]
+    path = [str(step) for step in first["loc"]]
+    key = ".".join(path)
+    where = f"{source}: {key}" if key else source
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys(model, path[:-1])
+        return f"{source}: unknown key {key!r}; {nearest(path[-1], known)}{more}"
+    if first["type"] == "missing":
+        return f"{source}: the key {key!r} is missing{more}"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f", got {given!r}" if isinstance(given, int | float | str | bool) and "got" not in message else ""
+    return f"{where}: {message[:1].lower() + message[1:]}{shown}{more}"
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for step in path:
+        annotation = model.model_fields[step].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

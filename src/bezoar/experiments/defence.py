@@ -1,0 +1,146 @@
+"""A defence: a typed triple of pipeline, server and post-aggregators, and the usual ones by name."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bezoar.aggregation import Clip, Pipeline, Rule, pipeline, pipeline_tables
+from bezoar.aggregation.noise import POSTS, Post
+from bezoar.errors import ConfigError, nearest
+from bezoar.servers import SERVERS, SGD, Server
+
+
+@dataclass(frozen=True)
+class Defence:
+    """What the server does with a round's updates: ``pipeline``, then ``post``, then ``server``.
+
+    ``adaptive_clip`` multiplies every clipping radius by the round's learning rate, as updates of several local
+    steps shrink with it.
+    """
+
+    pipeline: Rule
+    server: Server = SGD()
+    post: tuple[Post, ...] = ()
+    adaptive_clip: bool = False
+
+    def radius(self, lr: float) -> float:
+        """The smallest clipping radius of the pipeline in a round with learning rate ``lr``; infinity without one."""
+        rule = self.rule(lr)
+        parts = rule.mixings if isinstance(rule, Pipeline) else ()
+        return min((part.radius for part in parts if isinstance(part, Clip)), default=math.inf)
+
+    def rule(self, lr: float) -> Rule:
+        """The pipeline for a round with learning rate ``lr``."""
+        if not self.adaptive_clip or not isinstance(self.pipeline, Pipeline):
+            return self.pipeline
+        scaled = tuple(
+            replace(part, radius=part.radius * lr) if isinstance(part, Clip) else part for part in self.pipeline.mixings
+        )
+        return replace(self.pipeline, mixings=scaled)
+
+    def table(self) -> dict[str, Any]:
+        """The table that describes this defence, presets resolved."""
+        return {
+            "pipeline": pipeline_tables(self.pipeline),
+            "server": SERVERS.table(self.server),
+            "post": [POSTS.table(part) for part in self.post],
+            "adaptive_clip": self.adaptive_clip,
+        }
+
+
+def _clip(radius: float | None) -> list[dict[str, Any]]:
+    return [] if radius is None else [{"kind": "clip", "radius": radius}]
+
+
+def _none(*, momentum: float = 0.9) -> dict[str, Any]:
+    """No defence: the mean of all updates."""
+    return {"pipeline": ["mean"], "server": {"kind": "sgd", "momentum": momentum}}
+
+
+def _clip_preset(*, radius: float = 5.0, momentum: float = 0.9) -> dict[str, Any]:
+    """Clip every update to ``radius``, then the mean."""
+    return {"pipeline": [*_clip(radius), "mean"], "server": {"kind": "sgd", "momentum": momentum}}
+
+
+def _trimmed_mean(*, f: int, radius: float | None = None, momentum: float = 0.9) -> dict[str, Any]:
+    """Coordinate-wise trimmed mean, after clipping if ``radius`` is given."""
+    rule = {"kind": "trimmed-mean", "f": f}
+    return {"pipeline": [*_clip(radius), rule], "server": {"kind": "sgd", "momentum": momentum}}
+
+
+def _median(*, radius: float | None = None, momentum: float = 0.9) -> dict[str, Any]:
+    """Coordinate-wise median, after clipping if ``radius`` is given."""
+    return {"pipeline": [*_clip(radius), "median"], "server": {"kind": "sgd", "momentum": momentum}}
+
+
+def _krum(*, f: int, radius: float | None = None, momentum: float = 0.9) -> dict[str, Any]:
+    """Krum, after clipping if ``radius`` is given."""
+    rule = {"kind": "krum", "f": f}
+    return {"pipeline": [*_clip(radius), rule], "server": {"kind": "sgd", "momentum": momentum}}
+
+
+def _sparsefed(*, radius: float = 5.0, k: int | str = "1%", momentum: float = 0.9) -> dict[str, Any]:
+    """SparseFed: clip, mean, top-k with error feedback."""
+    return {"pipeline": [*_clip(radius), "mean"], "server": {"kind": "sparsefed", "k": k, "momentum": momentum}}
+
+
+PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
+    "none": _none,
+    "clip": _clip_preset,
+    "trimmed-mean": _trimmed_mean,
+    "median": _median,
+    "krum": _krum,
+    "sparsefed": _sparsefed,
+}
+
+_KEYS = ("pipeline", "server", "post", "adaptive_clip")
+
+
+def _expand(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace ``preset`` and its parameters by the triple it stands for; keys of the triple override."""
+    name = table["preset"]
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; {nearest(str(name), PRESETS)}")
+    preset = PRESETS[name]
+    known = inspect.signature(preset).parameters
+    given = {key: value for key, value in table.items() if key not in (*_KEYS, "preset")}
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"preset {name!r} has no parameter {key!r}; {nearest(key, [*known, *_KEYS])}")
+    for key, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and key not in given:
+            raise ConfigError(f"preset {name!r} needs the parameter {key!r}")
+    return {**preset(**given), **{key: table[key] for key in _KEYS if key in table}}
+
+
+def defence(table: Any) -> Defence:
+    """A defence from a preset's name, a table with ``preset`` and its parameters, or the triple itself.
+
+    >>> defence({"preset": "sparsefed", "radius": 5.0, "k": 1000}).server
+    SparseFed(k=1000, momentum=0.9, error_input='momentum', masking='zero', lr_placement='outside')
+    """
+    if isinstance(table, Defence):
+        return table
+    if isinstance(table, str):
+        table = {"preset": table}
+    if not isinstance(table, Mapping):
+        raise ConfigError("a defence is a preset's name or a table with pipeline, server and post")
+    if "preset" in table:
+        table = _expand(table)
+    for key in table:
+        if key not in _KEYS:
+            raise ConfigError(f"a defence has no key {key!r}; {nearest(key, [*_KEYS, 'preset'])}")
+    if "pipeline" not in table:
+        raise ConfigError('a defence needs the key \'pipeline\', e.g. [{kind = "clip", radius = 5.0}, "mean"]')
+    if not isinstance(table.get("adaptive_clip", False), bool):
+        raise ConfigError("adaptive_clip must be true or false")
+    return Defence(
+        pipeline(table["pipeline"]),
+        SERVERS.build(table.get("server", "sgd")),
+        tuple(POSTS.build(part) for part in table.get("post", ())),
+        table.get("adaptive_clip", False),
+    )

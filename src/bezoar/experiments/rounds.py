@@ -1,0 +1,204 @@
+"""One round of a federation: cohort -> updates -> attack -> aggregate -> step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bezoar.aggregation import Context, Rule
+from bezoar.attacks import AttackContext, DataAttack, UpdateAttack
+from bezoar.clients import Work
+from bezoar.data.dataset import Indices
+from bezoar.errors import DivergedError, HostileRowsError
+from bezoar.experiments.setup import Setup, as_input, cross_entropy
+from bezoar.seeding import derive, generator
+from bezoar.updates import Updates
+
+
+@dataclass
+class State:
+    """What changes from round to round, beside the flat model in the setup."""
+
+    round: int = 0
+    server: Mapping[str, Tensor] = field(default_factory=dict)
+    rule: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Clock:
+    """Seconds spent in the phases of a round."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = self._now()
+        self.seconds: dict[str, float] = {}
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def stop(self, phase: str) -> None:
+        """Book the time since the last stop on ``phase``."""
+        now = self._now()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
+def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, float]]:
+    """One round: the new state, the round's record and the seconds of its phases.
+
+    The model in ``setup`` moves in place. Values in the record may be tensors of one element; they are read when
+    the record is written, not in the round.
+
+    Raises:
+        DivergedError: the model is no longer finite.
+    """
+    experiment, t = setup.experiment, state.round + 1
+    clock = Clock(setup.device)
+    # Layers that draw (dropout) use the global generator; seeding it each round makes rounds independent.
+    torch.manual_seed(derive(experiment.seed, "round", t))
+    lr = experiment.learning_rate.at(t, experiment.rounds)
+    cohort = experiment.sampling.draw(
+        setup.federation.n, t - 1, experiment.seed, setup.malicious, experiment.adversary.per_round
+    )
+    attackers = np.intersect1d(cohort, setup.malicious, assume_unique=True)
+    attacking = experiment.attack is not None and experiment.adversary.active(t) and len(attackers) > 0
+    rule = experiment.defence.rule(lr)
+    record: dict[str, Any] = {
+        "kind": "round",
+        "round": t,
+        "lr": lr,
+        "attackers": len(attackers),
+        "attacking": attacking,
+        "cohort": len(cohort),
+        "clipped": None,
+        "aggregate_norm": None,
+        "update_norm": None,
+        "excluded": 0,
+        "skipped": None,
+    }
+    try:
+        updates = _updates(setup, rule, cohort, attackers if attacking else attackers[:0], lr, t, clock)
+        context = Context(round=t, model=setup.weights)
+        draws = generator(experiment.seed, "defence", t)
+        answer = rule.aggregate(updates, state.rule, context, draws)
+    except HostileRowsError as error:
+        if not torch.isfinite(setup.weights).all():
+            raise DivergedError(f"the model became non-finite before round {t}") from None
+        clock.stop("aggregation")
+        record["skipped"] = str(error)
+        record["excluded"] = len(error.rows)
+        return State(t, state.server, state.rule), record, clock.seconds
+    vector = answer.vector
+    for part in experiment.defence.post:
+        vector = part(vector, generator(experiment.seed, "post", t))
+    clock.stop("aggregation")
+    try:
+        step = experiment.defence.server.step(vector, experiment.clients.server_lr(lr), state.server)
+    except DivergedError as error:
+        raise DivergedError(f"round {t}: {error}") from None
+    step.apply_(setup.weights)
+    clock.stop("server")
+    record["aggregate_norm"] = vector.norm()
+    record["update_norm"] = step.values.norm()
+    record["excluded"] = len(answer.excluded)
+    if answer.scales is not None:
+        record["clipped"] = (answer.scales < 1).double().mean()
+    return State(t, step.state, answer.state), record, clock.seconds
+
+
+def _updates(
+    setup: Setup, rule: Rule, cohort: Indices, attackers: Indices, lr: float, t: int, clock: Clock
+) -> Updates:
+    """The cohort's updates as the server sees them, rows in the order of client ids."""
+    experiment, attack = setup.experiment, setup.experiment.attack
+    sends_rows = isinstance(attack, UpdateAttack) and len(attackers) > 0
+    honest = np.setdiff1d(cohort, attackers, assume_unique=True) if sends_rows else cohort
+    if len(honest) == 0:
+        raise HostileRowsError(f"round {t}: all {len(cohort)} clients of the cohort are malicious", ())
+    dataset = setup.federation.dataset
+    rows, owners = setup.federation.samples_of(honest)
+    augment = generator(experiment.seed, "augment", t) if experiment.data.augment else None
+    inputs = as_input(dataset.batch(dataset.train, rows, augment), setup.device)
+    targets = dataset.train.targets[torch.from_numpy(rows)]
+    if isinstance(attack, DataAttack) and len(attackers) > 0:
+        poisoned = torch.from_numpy(np.isin(owners, attackers))
+        draws = generator(experiment.seed, "attack", t)
+        targets = targets.clone()
+        targets[poisoned] = attack.labels(targets[poisoned], len(dataset.classes), draws)
+    owner_ids = torch.from_numpy(owners)
+    setup.model.train()
+    work = Work(
+        setup.model,
+        setup.weights,
+        setup.scratch,
+        cross_entropy,
+        inputs,
+        targets.to(setup.device),
+        owner_ids.to(setup.device),
+        lr,
+        t,
+        experiment.seed,
+        rule.needs,
+    )
+    updates = experiment.clients.updates(work)
+    clock.stop("clients")
+    if isinstance(attack, UpdateAttack) and sends_rows:
+        setup.scratch.module.train()
+        context = AttackContext(
+            t,
+            experiment.seed,
+            torch.from_numpy(attackers),
+            setup.weights,
+            setup.scratch,
+            cross_entropy,
+            experiment.defence.radius(lr),
+            setup.goal,
+            len(cohort),
+        )
+        updates = attack.rows(updates, rule, context)
+        clock.stop("attack")
+    return updates
+
+
+def evaluate(setup: Setup, t: int) -> dict[str, Any]:
+    """Test the global model: the record of one evaluation.
+
+    ``test_accuracy`` counts the whole test set with its true labels, ``test_accuracy_clean`` leaves the attackers'
+    aux points out, ``attack_accuracy`` is the share of aux points that get the attackers' label.
+    """
+    dataset, device = setup.federation.dataset, setup.device
+    targets = dataset.test.targets
+    predicted = torch.empty(len(targets), dtype=torch.int64)
+    loss = 0.0
+    setup.model.eval()
+    with torch.no_grad():
+        for start in range(0, len(targets), setup.experiment.evaluation.batch_size):
+            stop = start + setup.experiment.evaluation.batch_size
+            outputs = setup.model(as_input(dataset.batch(dataset.test, slice(start, stop)), device))
+            loss += float(cross_entropy(outputs, targets[start:stop].to(device)).double().sum())
+            predicted[start:stop] = outputs.argmax(1).cpu()
+    right = predicted == targets
+    clean = torch.ones(len(targets), dtype=torch.bool)
+    attack_accuracy = None
+    if setup.goal is not None:
+        rows = torch.from_numpy(setup.aux)
+        clean[rows] = False
+        attack_accuracy = float((predicted[rows] == setup.goal.labels.cpu()).double().mean())
+    per_class = [float(right[targets == c].double().mean()) for c in range(len(dataset.classes))]
+    mean_loss = loss / len(targets)
+    return {
+        "kind": "evaluation",
+        "round": t,
+        "test_accuracy": float(right.double().mean()),
+        "test_accuracy_clean": float(right[clean].double().mean()),
+        "test_loss": mean_loss if np.isfinite(mean_loss) else None,
+        "attack_accuracy": attack_accuracy,
+        "per_class_accuracy": per_class,
+    }

@@ -1,0 +1,265 @@
+"""Run an experiment from its first round, or from its checkpoint, to its summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bezoar.errors import BezoarError, DivergedError
+from bezoar.experiments import environment
+from bezoar.experiments.config import Experiment
+from bezoar.experiments.records import WEIGHTS, Records, load_tensors, read_summary
+from bezoar.experiments.rounds import Clock, State, evaluate, play
+from bezoar.experiments.setup import Setup, prepare
+
+#: Told after every round (kind "round") and evaluation (kind "evaluation"); records may hold tensors.
+Progress = Callable[[Mapping[str, Any]], None]
+
+#: Seconds after which finished rounds are written even if no evaluation is due.
+FLUSH_SECONDS = 2.0
+
+
+class Interrupted(BezoarError):
+    """The run was stopped by the user and can be resumed."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        summary: as in ``summary.json``.
+        rounds: one record a round.
+        evaluations: one record an evaluation.
+        weights: final parameters and buffers by name.
+        directory: where the run was recorded, None if it stayed in memory.
+    """
+
+    summary: dict[str, Any]
+    rounds: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    weights: dict[str, Tensor]
+    directory: Path | None
+
+    @property
+    def test_accuracy(self) -> float:
+        """Final accuracy on the whole test set, in [0, 1]."""
+        return float(self.summary["test_accuracy"])
+
+    @property
+    def attack_accuracy(self) -> float | None:
+        """Final share of aux points with the attackers' label, None without a targeted attack."""
+        value = self.summary["attack_accuracy"]
+        return None if value is None else float(value)
+
+
+def run(
+    experiment: Experiment,
+    out: str | Path | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> RunResult:
+    """Run ``experiment`` and record it in the directory ``out`` (None: in memory only).
+
+    Args:
+        experiment: what to run.
+        out: run directory; must not hold another run.
+        data_dir: where data sets lie; defaults to BEZOAR_DATA, else ``./data``.
+        resume: go on from the directory's checkpoint (or start, if there is none). A finished run is returned.
+        device: ``"cpu"``, ``"cuda"``, ...
+        progress: called with every record.
+        command: shell command to note in the summary.
+
+    Raises:
+        ConfigError: the experiment can not run, or ``out`` is taken.
+        DataError: data are missing or damaged.
+        Interrupted: stopped by Ctrl-C after writing a checkpoint.
+    """
+    folder = None if out is None else Path(out)
+    digest = experiment.hash()
+    if folder is not None and resume:
+        finished = _finished(folder, digest)
+        if finished is not None:
+            return finished
+    where = torch.device(device)
+    records = Records(folder)
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        setup = prepare(experiment, data_dir, where)
+        checkpoint = records.open(experiment.dumps(), digest, resume)
+        state = State()
+        if checkpoint is not None:
+            state = _restore(setup, checkpoint.round, checkpoint.tensors)
+        diverged = _rounds(setup, state, records, digest, progress)
+    twin = None
+    if experiment.evaluation.twin:
+        twin = run(
+            experiment.without_attack(),
+            None if folder is None else folder / "twin",
+            data_dir=data_dir,
+            resume=resume or folder is not None,
+            device=device,
+            progress=None,
+        )
+    weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
+    summary = _summary(setup, records, digest, diverged, command)
+    if twin is not None:
+        summary.update(distances(weights, twin.weights))
+    records.finish(summary, weights)
+    return RunResult(summary, records.rounds, records.evaluations, weights, folder)
+
+
+def _finished(folder: Path, digest: str) -> RunResult | None:
+    summary = read_summary(folder) if folder.exists() else None
+    if summary is None:
+        return None
+    if summary["hash"] != digest:
+        raise BezoarError(f"{folder}: holds a finished run of another configuration; choose another --out")
+    records = Records(folder)
+    records._reread()
+    weights, _ = load_tensors(folder / WEIGHTS)
+    return RunResult(summary, records.rounds, records.evaluations, weights, folder)
+
+
+def _restore(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
+    parts: dict[str, dict[str, Tensor]] = {"server": {}, "rule": {}}
+    buffers = dict(setup.model.named_buffers())
+    with torch.no_grad():
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            if name == "weights":
+                setup.weights.copy_(value)
+            elif kind == "buffer":
+                buffers[rest].copy_(value)
+            else:
+                parts[kind][rest] = value.to(setup.device)
+    return State(round, parts["server"], parts["rule"])
+
+
+def _tensors(setup: Setup, state: State) -> dict[str, Tensor]:
+    return {
+        "weights": setup.weights,
+        **{f"server.{name}": value for name, value in state.server.items()},
+        **{f"rule.{name}": value for name, value in state.rule.items()},
+        **{f"buffer.{name}": value for name, value in setup.model.named_buffers()},
+    }
+
+
+def _rounds(setup: Setup, state: State, records: Records, digest: str, progress: Progress | None) -> str | None:
+    """Play all remaining rounds; returns why the run diverged, None if it did not."""
+    experiment = setup.experiment
+    metrics: list[Mapping[str, Any]] = []
+    timings: list[Mapping[str, Any]] = []
+    written = time.monotonic()
+
+    def flush() -> None:
+        nonlocal written
+        records.add(metrics, timings)
+        metrics.clear()
+        timings.clear()
+        written = time.monotonic()
+
+    try:
+        while state.round < experiment.rounds:
+            try:
+                state, record, seconds = play(setup, state)
+            except DivergedError as error:
+                flush()
+                return str(error)
+            t = state.round
+            metrics.append(record)
+            if progress:
+                progress(record)
+            due = t % experiment.evaluation.every == 0 or t == experiment.rounds
+            if due:
+                clock = Clock(setup.device)
+                result = evaluate(setup, t)
+                clock.stop("evaluation")
+                seconds |= clock.seconds
+                metrics.append(result)
+                if progress:
+                    progress(result)
+            timings.append({"round": t, **seconds})
+            save = t % experiment.checkpoint_every == 0
+            if due or save or time.monotonic() - written > FLUSH_SECONDS:
+                flush()
+            if due and not torch.isfinite(setup.weights).all():
+                return f"the model became non-finite by round {t}"
+            if save and t < experiment.rounds:
+                records.save_checkpoint(t, _tensors(setup, state), digest)
+    except KeyboardInterrupt:
+        # The round in progress may have moved the model already: only the last checkpoint is a safe point.
+        where = records.folder
+        again = "; go on with --resume" if where is not None else ""
+        raise Interrupted(f"stopped in round {state.round + 1} of {experiment.rounds}{again}") from None
+    return None
+
+
+def _summary(
+    setup: Setup, records: Records, digest: str, diverged: str | None, command: str | None
+) -> dict[str, Any]:
+    experiment = setup.experiment
+    last: dict[str, Any] = records.evaluations[-1] if records.evaluations and not diverged else {}
+    attack_accuracy = last.get("attack_accuracy")
+    impact = None
+    if attack_accuracy is not None and setup.goal is not None:
+        controlled = setup.attacker_share * len(setup.federation.indices)
+        impact = attack_accuracy * len(setup.goal.labels) / controlled
+    phases = ("clients", "attack", "aggregation", "server", "evaluation")
+    count = max(1, len(records.timings))
+    spent = {phase: sum(entry.get(phase, 0.0) for entry in records.timings) for phase in phases}
+    classes = len(setup.federation.dataset.classes)
+    converged, note = _converged(last, classes, diverged)
+    return {
+        "name": experiment.name,
+        "seed": experiment.seed,
+        "rounds": len(records.rounds),
+        "parameters": setup.weights.numel(),
+        "clients": setup.federation.n,
+        "malicious": len(setup.malicious),
+        "test_accuracy": last.get("test_accuracy"),
+        "test_accuracy_clean": last.get("test_accuracy_clean"),
+        "test_loss": last.get("test_loss"),
+        "attack_accuracy": attack_accuracy,
+        "outsized_impact": impact,
+        "distance_l1": None,
+        "distance_l2": None,
+        "per_class_accuracy": last.get("per_class_accuracy", []),
+        "attackers_per_round_mean": sum(r["attackers"] for r in records.rounds if r["attacking"])
+        / max(1, len(records.rounds)),
+        "rounds_skipped": sum(r["skipped"] is not None for r in records.rounds),
+        "converged": converged,
+        "convergence_note": note,
+        "seconds": {**{phase: value / count for phase, value in spent.items()}, "total": sum(spent.values())},
+        "command": command,
+        "versions": environment.versions(),
+        "hardware": environment.hardware(setup.device),
+        "commit": environment.commit(),
+        "hash": digest,
+    }
+
+
+def _converged(last: Mapping[str, Any], classes: int, diverged: str | None) -> tuple[bool, str]:
+    """Whether training got anywhere: finite, and at least twice as good as guessing."""
+    if diverged:
+        return False, f"did not converge: {diverged}"
+    threshold = 2 / classes if classes > 2 else 0.55
+    accuracy = last["test_accuracy_clean"]
+    if accuracy < threshold:
+        return False, f"did not converge: final clean test accuracy {accuracy:.1%} is below {threshold:.0%}"
+    return True, f"converged: final clean test accuracy {accuracy:.1%} is at least {threshold:.0%}"
+
+
+def distances(weights: Mapping[str, Tensor], twin: Mapping[str, Tensor]) -> dict[str, float]:
+    """l1 and l2 distance between two models, float64."""
+    gap = torch.cat([(weights[name].double() - twin[name].double()).reshape(-1) for name in weights])
+    return {"distance_l1": float(gap.abs().sum()), "distance_l2": float(gap.norm())}
