@@ -6,10 +6,13 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from bezoar.data import _files, _mnist
+from bezoar.data import _cifar, _files, _mnist
 from bezoar.data._digits import load_digits
+from bezoar.data._hub import load_hub
+from bezoar.data._images import ImageSet
 from bezoar.data.dataset import Dataset
 from bezoar.errors import ConfigError, nearest
 
@@ -19,17 +22,23 @@ class Source:
     """One data set by name: what it is, which files it needs, and how it is read.
 
     ``files`` maps a part to the names under which its file is looked for in ``<data_dir>/<name>/``; it is empty for
-    data that come with the library. ``read(folder, verify)`` returns None where a file is missing.
+    data that come with the library. ``read(folder, verify)`` returns None where a file is missing; ``images``, if
+    there is such a thing, then tells what to ask the hub for.
     """
 
     name: str
     summary: str
     read: Callable[[Path, bool], Dataset | None]
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    images: ImageSet | None = None
 
 
-def _idx(family: _mnist.IdxFamily, summary: str) -> Source:
-    return Source(family.name, summary, lambda folder, verify: _mnist.load_idx(family, folder, verify), _mnist.WANTED)
+def _idx(images: ImageSet, summary: str) -> Source:
+    return Source(images.name, summary, partial(_mnist.load_idx, images), _mnist.WANTED, images)
+
+
+def _parquet(images: ImageSet, summary: str) -> Source:
+    return Source(images.name, summary, partial(_cifar.load_parquet, images), _cifar.WANTED, images)
 
 
 #: Name -> data set.
@@ -38,10 +47,9 @@ DATASETS: dict[str, Source] = {
     for source in (
         Source("digits", "1,797 grey 8x8 scans of digits, 10 classes; part of scikit-learn", lambda *_: load_digits()),
         _idx(_mnist.FASHION, "70,000 grey 28x28 pictures of clothes, 10 classes"),
-        _idx(
-            _mnist.MNIST,
-            "70,000 grey 28x28 handwritten digits, 10 classes; natural column 'writer' with QMNIST's labels",
-        ),
+        _idx(_mnist.MNIST, "70,000 grey 28x28 handwritten digits, 10 classes; with QMNIST's labels, who wrote them"),
+        _parquet(_cifar.CIFAR10, "60,000 colour 32x32 photographs, 10 classes"),
+        _parquet(_cifar.CIFAR100, "60,000 colour 32x32 photographs, 100 classes"),
     )
 }
 
@@ -52,8 +60,9 @@ def load(
     """The data set called ``name``.
 
     Its files are looked for in ``<data_dir>/<name>/``; ``data_dir`` defaults to the environment variable BEZOAR_DATA,
-    else ``./data``. ``verify=False`` accepts files that are not the published ones, as long as their structure is
-    right. ``normalise=False`` leaves inputs in [0, 1] (mean 0, std 1).
+    else ``./data``. Where they are absent and the optional library ``datasets`` is installed, the data come from
+    the Hugging Face hub or its cache. ``verify=False`` accepts files that are not the published
+    ones, as long as their structure is right. ``normalise=False`` leaves inputs in [0, 1] (mean 0, std 1).
 
     Raises ConfigError for an unknown name, DataError if files are missing or damaged.
 
@@ -64,8 +73,13 @@ def load(
         raise ConfigError(f"unknown data set {name!r}: {nearest(name, DATASETS)}")
     source, folder = DATASETS[name], _files.root(data_dir) / name
     dataset = source.read(folder, verify)
+    if dataset is None and source.images is not None:
+        splits = load_hub(source.images, verify)
+        dataset = source.images.dataset(*splits) if splits else None
     if dataset is None:
-        raise _files.missing(name, folder, source.files, "")
+        raise _files.missing(name, folder, source.files)
+    if name == "mnist":
+        dataset = _mnist.with_writers(dataset, folder)
     if normalise:
         return dataset
     channels = dataset.shape[0]
