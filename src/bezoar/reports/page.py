@@ -1,0 +1,320 @@
+"""The report: one HTML page that needs nothing beside it, and tables and figures in files for a paper."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from bezoar.reports import plots as figures
+from bezoar.reports import style, words
+from bezoar.reports.estimates import Estimate
+from bezoar.reports.records import Cell, Comparison, Run, as_comparison, load
+from bezoar.reports.rows import Grid, grid
+from bezoar.reports.tables import (
+    Entry,
+    Table,
+    comparison_table,
+    over_attacks_table,
+    per_class_table,
+    runs_table,
+    tables,
+    timing_table,
+)
+
+DEFINITIONS = (
+    (
+        "Test accuracy",
+        "Share of the test points that the model classifies rightly after the final round, never the best round. "
+        "“Without aux” leaves out the attacker's aux points, whose labels the attack tries to flip.",
+    ),
+    (
+        "Attack accuracy",
+        "Share of the attacker's aux points that the model classifies as the attacker wishes, after the final round. "
+        "No value: the run had no targeted attack.",
+    ),
+    (
+        "OIF",
+        "Outsized impact factor: aux points won / (attacker share × number of training samples). 1 means that the "
+        "attackers won as many points as their share of the training samples.",
+    ),
+    (
+        "ℓ1 and ℓ2 distance",
+        "Distance between the final parameters and those of the unattacked twin: the same settings and seed without "
+        "the attack.",
+    ),
+    (
+        "Time per round",
+        "Sum of the mean seconds per round spent in the clients, the attack, the aggregation, the server and the "
+        "evaluation.",
+    ),
+    (
+        "Interval",
+        "95% Student t interval over seeds: mean ± t · s / √n with n − 1 degrees of freedom. It covers the "
+        "randomness of the seed, and nothing else.",
+    ),
+    (
+        "Converged",
+        "Finished runs whose training converged / finished runs; the reason stands in the list of runs.",
+    ),
+)
+
+
+def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
+    """Writes ``report.html``, ``tables/`` and ``figures/`` for a run or comparison directory.
+
+    They go to ``out``, by default ``directory/report``. The same records give the same bytes. Returns the page's path.
+    """
+    directory = Path(directory)
+    g = grid(as_comparison(load(directory)))
+    out = directory / "report" if out is None else Path(out)
+    for folder in (out / "tables", out / "figures"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for table in tables(g):
+        (out / "tables" / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8", newline="")
+        (out / "tables" / f"{table.name}.tex").write_text(table.latex(), encoding="utf-8", newline="")
+    for plot in figures.plots(g):
+        plot.write(out / "figures")
+    page = out / "report.html"
+    partial = page.with_suffix(".html.part")
+    partial.write_text(render(g), encoding="utf-8", newline="")
+    os.replace(partial, page)
+    return page
+
+
+def render(records: Comparison | Run | Grid) -> str:
+    """The page as text."""
+    g = records if isinstance(records, Grid) else grid(as_comparison(records))
+    template = resources.files("bezoar.reports").joinpath("template.html").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        title=escape(g.comparison.name),
+        light=style.css(),
+        dark=style.css(style.DARK),
+        body="\n".join(part for part in _parts(g) if part),
+    )
+
+
+def _parts(g: Grid) -> Iterable[str]:
+    c = g.comparison
+    plots = {plot.name: plot for plot in figures.plots(g)}
+    yield f'<p class="kicker">{"Run" if c.single else "Comparison"} · bezoar</p><h1>{escape(c.name)}</h1>'
+    yield f"<p>{escape(c.description)}</p>" if c.description else ""
+    yield f'<p class="summary">{escape(" ".join(words.summary(g)))}</p>'
+    yield _table_section(g, comparison_table(g), "Results at the final round")
+    yield _table_section(g, over_attacks_table(g))
+    yield _missing(g.missing, c)
+    for name in ("curves", "plane", "distances", "timing"):
+        if name in plots:
+            yield _figure(plots[name])
+        if name == "timing":
+            yield _table_section(g, timing_table(g), "" if name in plots else None)
+    yield _per_class(g, plots.get("per_class"))
+    yield _settings(g)
+    yield _table_section(g, runs_table(g), "Every run by itself")
+    yield _provenance(g)
+    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in DEFINITIONS)
+    yield f"<h2>How each number is defined</h2><dl>{terms}</dl>"
+
+
+def _table_section(g: Grid, table: Table | None, title: str | None = None) -> str:
+    if table is None:
+        return ""
+    heading = table.title if title is None else title
+    body = table.html(_decorator(g, table))
+    return (f"<h2>{escape(heading)}</h2>" if heading else "") + body + _table_files(table)
+
+
+def _table_files(table: Table) -> str:
+    links = " · ".join(f'<a href="tables/{table.name}.{kind}">{kind}</a>' for kind in ("csv", "tex"))
+    return f'<p class="files">In files beside this page: {links}</p>'
+
+
+def _decorator(g: Grid, table: Table) -> Any:
+    """Puts the line of the figures before each name of a series."""
+    look = figures.series_looks(g)
+    at = next((i for i, column in enumerate(table.columns) if column.key == g.series_axis), None)
+    if len(look) < 2 or at is None:
+        return None
+
+    def decorate(row: int, column: int, inner: str) -> str:
+        name = table.rows[row][at]
+        return style.swatch(look[name]) + inner if column == at and isinstance(name, str) else inner
+
+    return decorate
+
+
+def _figure(plot: style.Plot) -> str:
+    panels = "".join(f"<div>{svg}</div>" for svg in plot.svgs())
+    kind = " wide" if plot.width > style.WIDTH else " few" if len(plot.panels) < 3 else ""
+    links = " · ".join(f'<a href="figures/{plot.name}.{kind}">{kind}</a>' for kind in ("pdf", "png"))
+    return (
+        f'<h2>{escape(plot.title)}</h2><figure><div class="panels{kind}">{panels}</div>'
+        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
+        f'<p class="files">In files beside this page: {links}</p>'
+    )
+
+
+def _per_class(g: Grid, plot: style.Plot | None) -> str:
+    """Up to 20 classes: a table that is a heat map; more: the drawn heat map, with the table in a file."""
+    table = per_class_table(g)
+    if table is None or plot is None:
+        return ""
+    classes = sum(column.key.startswith("class_") for column in table.columns)
+    if classes > 20:
+        return _figure(plot) + _table_files(table)
+    first = len(table.columns) - classes
+    slim = Table(table.name, table.title, table.columns, tuple(map(_means, table.rows)))
+    body = slim.html(_decorator(g, table))
+    rows = iter(slim.rows)
+
+    def paint(match: re.Match[str]) -> str:
+        entries = list(next(rows))
+        cells = match.group(1).split("<td")[1:]
+        for index in range(first, len(cells)):
+            cells[index] = cells[index].replace(' class="n"', f' class="heat" style="{_heat(entries[index])}"', 1)
+        return "<tr>" + "".join(f"<td{cell}" for cell in cells) + "</tr>"
+
+    head, rest = body.split("<tbody>", 1)
+    head = head.replace('<th scope="col" class="n">', '<th scope="col" class="n" style="text-align:center">')
+    body = head + "<tbody>" + re.sub(r"<tr>(.*?)</tr>", paint, rest)
+    links = " · ".join(f'<a href="figures/{plot.name}.{kind}">{kind}</a>' for kind in ("pdf", "png"))
+    return f"<h2>Accuracy by class (%)</h2>{body}" + _table_files(table).replace("</p>", f" · heat map {links}</p>")
+
+
+def _means(row: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    return tuple(entry.mean if isinstance(entry, Estimate) else entry for entry in row)
+
+
+def _heat(entry: Entry) -> str:
+    if not isinstance(entry, float) or not math.isfinite(entry):
+        return "color:var(--muted)"
+    ramp = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in figures.HEAT]
+    place = min(1.0, max(0.0, entry)) * (len(ramp) - 1)
+    low = min(int(place), len(ramp) - 2)
+    r, g, b = (round(x + (y - x) * (place - low)) for x, y in zip(ramp[low], ramp[low + 1], strict=True))
+    return f"background:#{r:02x}{g:02x}{b:02x};color:{'#fff' if entry > 0.55 else '#16191d'}"
+
+
+def _missing(cells: Sequence[Cell], c: Comparison) -> str:
+    if not cells:
+        return ""
+    items = []
+    for cell in cells:
+        labels = ", ".join(f"{axis} {cell.labels[axis]}" for axis in c.axes)
+        state = "no records" if cell.run is None else f"unfinished, last round on record {cell.run.last_round}"
+        items.append(f"<li>{escape(labels)}: {escape(state)} (<code>{escape(cell.dir)}</code>)</li>")
+    return f"<h2>Missing and unfinished runs</h2><ul>{''.join(items)}</ul>"
+
+
+# Settings and provenance -------------------------------------------------------------------------------------------
+
+
+def _settings(g: Grid) -> str:
+    runs = [(cell, cell.run) for cell in g.comparison.cells if cell.run is not None and cell.run.settings_text]
+    if not runs:
+        return ""
+    if len(runs) == 1:
+        return f'<h2>Settings</h2><pre tabindex="0">{escape(runs[0][1].settings_text.strip())}</pre>'
+    keys = list(dict.fromkeys(key for _, run in runs for key in run.settings))
+    texts = {
+        key: [toml_value(run.settings[key]) if key in run.settings else "not set" for _, run in runs] for key in keys
+    }
+    differing = [key for key in keys if len(set(texts[key])) > 1]
+    parts = ["<h2>Settings</h2>"]
+    if differing:
+        rows = []
+        for key in differing:
+            for index, (where, value) in enumerate(_explain(texts[key], [cell for cell, _ in runs], g.comparison.axes)):
+                name = f"<code>{escape(key)}</code>" if index == 0 else ""
+                first = ' class="next"' if index == 0 else ""
+                rows.append(
+                    f"<tr{first}><td>{name}</td><td>{escape(where)}</td><td><code>{escape(value)}</code></td></tr>"
+                )
+        parts.append(
+            '<h3>What differs between the runs</h3><div class="scroll" tabindex="0" role="region" '
+            'aria-label="What differs between the runs"><table class="wrap"><thead><tr><th scope="col">key</th>'
+            '<th scope="col">where</th><th scope="col">value</th></tr></thead><tbody>'
+            f"{''.join(rows)}</tbody></table></div>"
+        )
+    common = "\n".join(f"{key} = {texts[key][0]}" for key in keys if key not in differing)
+    parts.append(f'<h3>What all runs share</h3><pre tabindex="0">{escape(common)}</pre>')
+    return "".join(parts)
+
+
+def _explain(values: Sequence[str], cells: Sequence[Cell], axes: Sequence[str]) -> list[tuple[str, str]]:
+    """Says by the fewest axes which cells have which value: "defence Krum" rather than twelve cells."""
+    for count in range(1, len(axes) + 1):
+        for chosen in _subsets(axes, count):
+            found: dict[tuple[str, ...], set[str]] = {}
+            for value, cell in zip(values, cells, strict=True):
+                found.setdefault(tuple(cell.labels[axis] for axis in chosen), set()).add(value)
+            if all(len(options) == 1 for options in found.values()):
+                by_value: dict[str, list[str]] = {}
+                for key, options in found.items():
+                    text = ", ".join(f"{axis} {label}" for axis, label in zip(chosen, key, strict=True))
+                    by_value.setdefault(next(iter(options)), []).append(text)
+                return [("; ".join(where), value) for value, where in by_value.items()]
+    return [(cell.dir, value) for value, cell in zip(values, cells, strict=True)]
+
+
+def _subsets(axes: Sequence[str], count: int) -> Iterable[tuple[str, ...]]:
+    from itertools import combinations
+
+    return combinations(axes, count)
+
+
+def toml_value(value: object) -> str:
+    """A value as TOML writes it.
+
+    >>> toml_value([1, 0.5, True, "a"])
+    '[1, 0.5, true, "a"]'
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {toml_value(item)}' for key, item in value.items())}}}"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _provenance(g: Grid) -> str:
+    command = g.comparison.command
+    parts = ["<h2>To reproduce this</h2>"]
+    parts.append(f'<pre class="command">{escape(command)}</pre>' if command else "<p>No command is on record.</p>")
+    summaries = [run.summary for run in g.finished if run.summary is not None]
+    if not summaries:
+        return "".join(parts)
+    facts = {
+        "versions": [_pairs(s.versions) for s in summaries],
+        "hardware": [_pairs(s.hardware) for s in summaries],
+        "commit": [s.commit or "not recorded" for s in summaries],
+        "parameters": [f"{s.parameters:,}" if s.parameters is not None else "not recorded" for s in summaries],
+    }
+    if len(summaries) == 1:
+        facts["hash of the settings"] = [summaries[0].hash or "not recorded"]
+    items = []
+    for name, values in facts.items():
+        counts = {value: values.count(value) for value in dict.fromkeys(values)}
+        many = len(counts) > 1
+        text = "; ".join(f"{value} ({n} of {len(values)} runs)" if many else value for value, n in counts.items())
+        items.append(f"<dt>{escape(name.capitalize())}</dt><dd>{escape(text)}</dd>")
+    return "".join(parts) + f"<dl>{''.join(items)}</dl>"
+
+
+def _pairs(mapping: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in mapping.items()) or "not recorded"
