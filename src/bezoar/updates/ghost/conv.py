@@ -1,0 +1,185 @@
+"""Convolutions in one or two dimensions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bezoar.updates.ghost.layer import WORK_BYTES, GhostImpossibleError, Matrix, by_client, paired_norms, widened
+
+#: Up to this many numbers under the kernel, unfolding beats one library call per client (CPU, channels last).
+_FEW_TAPS = 16
+
+
+class Conv2dLayer(Matrix):
+    """A is [N, C, H, W] (padded only if the padding is not plain zeros), B is [N, P, H', W']."""
+
+    kind: ClassVar[type[nn.Module]] = nn.Conv2d
+
+    def __init__(self, module: nn.Conv1d | nn.Conv2d) -> None:
+        self.units, self.width = module.out_channels, module.weight[0].numel()
+        self.channels, self.groups = module.in_channels, module.groups
+        self.like = module.weight.detach()
+        self.kernel, self.stride, self.dilation = (
+            _pair(module.kernel_size, 1),
+            _pair(module.stride, 1),
+            _pair(module.dilation, 1),
+        )
+        self.explicit, self.mode = _explicit_padding(module)
+        around = _pair(tuple(module._reversed_padding_repeated_twice[::-2]), 0)
+        self.padding = (0, 0) if self.explicit else around
+
+    def inputs(self, a: Tensor) -> Tensor:
+        if a.ndim != self.like.ndim:
+            raise GhostImpossibleError(
+                f"a convolution got an input of shape {list(a.shape)} without a sample dimension"
+            )
+        if self.explicit:
+            a = F.pad(a, self.explicit, mode=self.mode)
+        return a if a.ndim == 4 else a.unsqueeze(2)
+
+    def gradients(self, a: Tensor, b: Tensor) -> Tensor:
+        return b if b.ndim == 4 else b.unsqueeze(2)
+
+    def bias_rows(self, b: Tensor, size: int) -> Tensor:
+        return _positions(b, size).sum(1) if _channels_last(b) else by_client(b, size).sum((1, 3, 4))
+
+    def rows(self, a: Tensor, b: Tensor, size: int, first: int, last: int) -> Tensor:
+        if self.groups > 1:
+            return self._grouped_rows(a, b, size, first, last)
+        b = b[:, first:last]
+        if a.device.type == "cpu" and not (self.width <= _FEW_TAPS and _channels_last(b)):
+            parts = zip(torch.split(a, size), torch.split(b, size), strict=True)
+            return torch.stack([self._backward(x, y, 1) for x, y in parts]).flatten(1)
+        bytes_per_client = size * self.width * b.shape[2] * b.shape[3] * a.element_size()
+        step = max(1, 8 * WORK_BYTES // max(1, bytes_per_client)) * size
+        return torch.cat(
+            [self._unfolded_rows(x, y, size) for x, y in zip(torch.split(a, step), torch.split(b, step), strict=True)]
+        )
+
+    def total(self, a: Tensor, b: Tensor) -> Tensor:
+        return self._backward(a, b, self.groups).reshape(-1)
+
+    def inner(self, a: Tensor, b: Tensor, vector: Tensor) -> Tensor:
+        weight = vector.view(self.units, self.channels // self.groups, *self.kernel)
+        image = F.conv2d(a, weight, None, self.stride, self.padding, self.dilation, self.groups)
+        return (image.double() * b.double()).sum((1, 2, 3))
+
+    def prefers_ghost(self, a: Tensor, b: Tensor, size: int) -> bool:
+        positions = size * b.shape[2] * b.shape[3]
+        return bool(self.groups == 1 and 2 * positions**2 <= self.units * self.width)
+
+    def ghost_norms(self, a: Tensor, b: Tensor, size: int) -> Tensor:
+        seen = size * max(
+            b.shape[2] * b.shape[3], (a.shape[2] + 2 * self.padding[0]) * (a.shape[3] + 2 * self.padding[1])
+        )
+        step = max(1, WORK_BYTES // (4 * seen**2)) * size
+        norms = []
+        for x, y in zip(torch.split(a, step), torch.split(b, step), strict=True):
+            some, doubt = self._ghost_norms(widened(x), widened(y), size)
+            if doubt.any():
+                again = doubt.repeat_interleave(size)
+                some[doubt], _ = self._ghost_norms(x[again].double(), y[again].double(), size)
+            norms.append(some)
+        return torch.cat(norms)
+
+    def _ghost_norms(self, a: Tensor, b: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        out = b.shape[2] * b.shape[3]
+        taps = self.kernel[0] * self.kernel[1]
+        unfold_is_cheaper = taps * out**2 <= (a.shape[2] * a.shape[3]) ** 2
+        windows = self._unfolded_gram(a, size) if unfold_is_cheaper else self._shifted_gram(a, size, b.shape[2:])
+        right = _positions(b, size)
+        return paired_norms(windows, torch.bmm(right, right.transpose(1, 2)))
+
+    def _unfolded_gram(self, a: Tensor, size: int) -> Tensor:
+        taps = F.unfold(a, self.kernel, self.dilation, self.padding, self.stride)
+        rows = by_client(taps, size).transpose(2, 3).flatten(1, 2)
+        return torch.bmm(rows, rows.transpose(1, 2))
+
+    def _shifted_gram(self, a: Tensor, size: int, out: torch.Size) -> Tensor:
+        """Inner products of all windows as sums over the kernel of shifted inner products of pixels.
+
+        Costs C products per pair of pixels instead of C times the kernel's size per pair of windows.
+        """
+        rows = _positions(a, size)
+        pixels = torch.bmm(rows, rows.transpose(1, 2))
+        pixels = pixels.view(-1, size, *a.shape[2:], size, *a.shape[2:])
+        up, left = self.padding
+        if up or left:
+            pixels = F.pad(pixels, (left, left, up, up, 0, 0, left, left, up, up))
+        total: Tensor | None = None
+        for u in range(self.kernel[0]):
+            for v in range(self.kernel[1]):
+                y, x = self._window(u, 0, out[0]), self._window(v, 1, out[1])
+                part = pixels[:, :, y, x, :, y, x]
+                total = part.clone() if total is None else total.add_(part)
+        assert total is not None
+        positions = size * out[0] * out[1]
+        return total.view(-1, positions, positions)
+
+    def _window(self, offset: int, axis: int, count: int) -> slice:
+        start, stride = offset * self.dilation[axis], self.stride[axis]
+        return slice(start, start + (count - 1) * stride + 1, stride)
+
+    def _grouped_rows(self, a: Tensor, b: Tensor, size: int, first: int, last: int) -> Tensor:
+        outs, ins = self.units // self.groups, self.channels // self.groups
+        low, high = first // outs, -(-last // outs)
+        a, b = a[:, low * ins : high * ins], b[:, low * outs : high * outs]
+        parts = zip(torch.split(a, size), torch.split(b, size), strict=True)
+        rows = torch.stack([self._backward(x, y, high - low) for x, y in parts]).flatten(1)
+        return rows[:, (first - low * outs) * self.width : (last - low * outs) * self.width]
+
+    def _unfolded_rows(self, a: Tensor, b: Tensor, size: int) -> Tensor:
+        if self.padding != (0, 0):
+            a = F.pad(a, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
+        clients, out = a.shape[0] // size, b.shape[2:]
+        a = by_client(a, size)
+        taps = a.new_empty(clients, self.channels, *self.kernel, size, *out)
+        for u in range(self.kernel[0]):
+            for v in range(self.kernel[1]):
+                y, x = self._window(u, 0, out[0]), self._window(v, 1, out[1])
+                taps[:, :, u, v] = a[:, :, :, y, x].transpose(1, 2)
+        return torch.bmm(taps.view(clients, self.width, -1), _positions(b, size)).transpose(1, 2).flatten(1)
+
+    def _backward(self, a: Tensor, b: Tensor, groups: int) -> Tensor:
+        """The library's weight gradient: [P, C / groups, ...]."""
+        weight = self.like[: b.shape[1]]
+        if weight.ndim == 3:
+            weight = weight.unsqueeze(2)
+        _, gradient, _ = torch.ops.aten.convolution_backward(
+            b, a, weight, None, self.stride, self.padding, self.dilation, False, (0, 0), groups, (False, True, False)
+        )
+        assert isinstance(gradient, Tensor)
+        return gradient
+
+
+class Conv1dLayer(Conv2dLayer):
+    """A convolution in one dimension, seen as one of height 1."""
+
+    kind = nn.Conv1d
+
+
+def _pair(option: object, fill: int) -> tuple[int, int]:
+    """An option of one or two dimensions as one of two."""
+    assert isinstance(option, tuple)
+    return (fill, option[0]) if len(option) == 1 else (option[0], option[1])
+
+
+def _explicit_padding(module: nn.Conv1d | nn.Conv2d) -> tuple[list[int], str]:
+    """What to pad the input with beforehand, and how: not needed for symmetric zeros."""
+    both: list[int] = list(module._reversed_padding_repeated_twice)
+    if module.padding_mode != "zeros":
+        return both, module.padding_mode
+    return ([], "constant") if both[::2] == both[1::2] else (both, "constant")
+
+
+def _channels_last(values: Tensor) -> bool:
+    return values.is_contiguous(memory_format=torch.channels_last)
+
+
+def _positions(values: Tensor, size: int) -> Tensor:
+    """[g * size, C, H, W] as [g, size * H * W, C]."""
+    return values.permute(0, 2, 3, 1).reshape(-1, size * values.shape[2] * values.shape[3], values.shape[1])
