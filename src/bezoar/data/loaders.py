@@ -73,11 +73,12 @@ def load(
         raise ConfigError(f"unknown data set {name!r}: {nearest(name, DATASETS)}")
     source, folder = DATASETS[name], _files.root(data_dir) / name
     dataset = source.read(folder, verify)
-    if dataset is None and source.images is not None:
-        splits = load_hub(source.images, verify)
-        dataset = source.images.dataset(*splits) if splits else None
     if dataset is None:
-        raise _files.missing(name, folder, source.files)
+        absent = _files.missing(name, folder, source.files)
+        splits = load_hub(source.images, verify, absent) if source.images else None
+        if source.images is None or splits is None:
+            raise absent
+        dataset = source.images.dataset(*splits)
     if name == "mnist":
         dataset = _mnist.with_writers(dataset, folder)
     if normalise:
