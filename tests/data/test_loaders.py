@@ -259,9 +259,7 @@ def test_a_hub_that_does_not_answer_is_a_data_error(tmp_path: Path, monkeypatch:
         raise ConnectionError("no route to host")
 
     fake_hub(monkeypatch, answer)
-    with pytest.raises(
-        DataError, match=r"not in .*looked for .* hub did not give 'ylecun/mnist' .*no route"
-    ):
+    with pytest.raises(DataError, match=r"not in .*looked for .* hub did not give 'ylecun/mnist' .*no route"):
         load("mnist", tmp_path)
 
 

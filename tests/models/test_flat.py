@@ -76,6 +76,19 @@ def test_tied_parameters_stay_tied_and_count_once() -> None:
     assert model[0].weight is model[1].weight
 
 
+def test_parameters_kept_in_lists_follow_too() -> None:
+    model = nn.Module()
+    model.weights = nn.ParameterList([torch.ones(2), torch.ones(3)])
+    flatten(model).fill_(4.0)
+    assert [weight.tolist() for weight in model.weights] == [[4.0] * 2, [4.0] * 3]
+
+
+def test_a_vector_that_wants_gradients_can_be_loaded() -> None:
+    flat = FlatModel.of(network())
+    flat.load(torch.ones(flat.d, requires_grad=True))
+    assert not flat.vector.requires_grad
+
+
 def test_a_recurrent_layer_follows_too() -> None:
     model = nn.LSTM(2, 3)
     vector = flatten(model)

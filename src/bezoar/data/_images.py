@@ -98,21 +98,20 @@ def _decode(column: pa.ChunkedArray, where: object, images: ImageSet) -> NDArray
 
     if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
         raise DataError(f"{where}: images have type {column.type}; needs struct{{bytes, path}}")
-    encoded = column.combine_chunks().field("bytes").to_pylist()
-    channels, height, width = images.shape
-    pixels = np.empty((len(encoded), height, width, channels), dtype=np.uint8)
+    encoded = column.combine_chunks().field("bytes")
+    pixels = np.empty((len(encoded), *images.shape), dtype=np.uint8)
 
     def chunk(start: int) -> None:
-        for row in range(start, min(start + _CHUNK, len(encoded))):
-            pixels[row] = _png(encoded[row], f"{where}: row {row}", (channels, height, width))
+        for row, image in enumerate(encoded.slice(start, _CHUNK).to_pylist(), start):
+            pixels[row] = _png(image, f"{where}: row {row}", images.shape)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(chunk, range(0, len(encoded), _CHUNK)))
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    return pixels
 
 
 def _png(encoded: bytes | None, where: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """uint8 [H, W, C]. Only PNG, which is lossless: a JPEG copy of a data set is another data set."""
+    """uint8 [C, H, W]. Only PNG, which is lossless: a JPEG copy of a data set is another data set."""
     from PIL import Image
 
     channels, height, width = shape
@@ -124,6 +123,6 @@ def _png(encoded: bytes | None, where: str, shape: tuple[int, int, int]) -> NDAr
                 raise DataError(
                     f"{where}: a {image.size[0]}x{image.size[1]} {image.mode} image, needs {width}x{height} {mode}"
                 )
-            return np.asarray(image).reshape(height, width, channels)
+            return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{where}: not a readable PNG image ({error})") from error

@@ -114,7 +114,8 @@ def make_sampling(name: str, cohort: int) -> UniformSampling | EpochSampling:
 
 
 def compromised(n_clients: int, *, count: int | None = None, share: float | None = None, seed: int) -> Indices:
-    """The ids of the malicious clients, sorted, int64; give either their ``count`` or their ``share`` of all.
+    """The ids of the malicious clients, sorted, int64; give either their ``count`` or their ``share`` of all
+    (to the nearest whole client).
 
     Drawn from the seed: ids are often ordered by class, so that "the last ones" would remove one class. With one
     seed a smaller set is part of every larger one, which pairs the runs of a sweep. Raises ConfigError if there are

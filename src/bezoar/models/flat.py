@@ -90,7 +90,7 @@ class FlatModel:
         """Copy ``vector`` [d] into the model. Raises ConfigError if the length is wrong."""
         if vector.shape != self.vector.shape:
             raise ConfigError(f"the model has {self.d} trainable parameters, the vector has shape {list(vector.shape)}")
-        self.vector.copy_(vector)
+        self.vector.copy_(vector.detach())
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
