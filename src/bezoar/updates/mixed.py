@@ -14,19 +14,22 @@ from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates
 class Mixed(Updates):
     """``matrix`` applied to another updates: row i is the sum over j of matrix[i, j] times row j.
 
-    ``matrix`` is [m, n], or [n] to scale every row by a number of its own; then norms need no Gram matrix.
+    ``matrix`` is [m, n], or [n] to scale every row by a number of its own; then norms need no Gram matrix. As many
+    rows as before keep their client ids; fewer (buckets) are numbered anew unless ``clients`` [m] names them.
 
     >>> from bezoar.updates import DenseUpdates
     >>> Mixed(DenseUpdates(torch.eye(2)), torch.tensor([2.0, 3.0])).squared_norms()
     tensor([4., 9.], dtype=torch.float64)
     """
 
-    def __init__(self, base: Updates, matrix: Tensor) -> None:
+    def __init__(self, base: Updates, matrix: Tensor, clients: Tensor | None = None) -> None:
         if matrix.ndim not in (1, 2) or matrix.shape[-1] != len(base):
             raise ConfigError(f"matrix must be [{len(base)}] or [m, {len(base)}], got {list(matrix.shape)}")
         self.base = base
         self.matrix = matrix.to(base.device, torch.float64)
         self.offers = base.offers
+        same = len(self.matrix) == len(base)
+        self._clients = clients if clients is not None else base.clients if same else torch.arange(len(self.matrix))
 
     @property
     def scales_rows(self) -> bool:
@@ -47,9 +50,7 @@ class Mixed(Updates):
 
     @property
     def clients(self) -> Tensor:
-        if len(self) == len(self.base):
-            return self.base.clients
-        return torch.arange(len(self))
+        return self._clients
 
     @property
     def layout(self) -> Layout:
@@ -84,7 +85,7 @@ class Mixed(Updates):
     def select(self, rows: Tensor) -> Updates:
         if self.scales_rows:
             return Mixed(self.base.select(rows), self.matrix[rows])
-        return Mixed(self.base, self.matrix[rows])
+        return Mixed(self.base, self.matrix[rows], self._clients[rows.cpu()])
 
     def _mix(self, values: Tensor) -> Tensor:
         wide = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype

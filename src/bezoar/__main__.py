@@ -1,0 +1,5 @@
+"""``python -m bezoar``."""
+
+from bezoar.cli import main
+
+main()

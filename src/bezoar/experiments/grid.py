@@ -1,0 +1,240 @@
+"""Grids: one base experiment, axes that vary, a cell for every combination."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bezoar.errors import BezoarError, ConfigError
+from bezoar.experiments.config import Experiment, override
+from bezoar.experiments.records import (
+    SUMMARY,
+    WEIGHTS,
+    load_tensors,
+    read_summary,
+    write_atomically,
+    write_summary,
+)
+from bezoar.experiments.run import Interrupted, Progress, distances, run
+
+#: Keys that name a value on an axis where it has no label.
+_NAMING = ("label", "preset", "kind", "name", "dataset")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a grid, with its label on every axis."""
+
+    labels: dict[str, Any]
+    experiment: Experiment
+
+    @property
+    def folder(self) -> str:
+        """Where it is recorded, below the comparison's directory."""
+        return f"cells/{self.experiment.hash()}"
+
+    @property
+    def title(self) -> str:
+        """The labels in one line."""
+        return ", ".join(str(v) if k not in ("seed",) else f"seed {v}" for k, v in self.labels.items())
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells of a comparison.
+
+    In TOML the base experiment stands at the top, the axes in ``[grid]``: an axis is a section (``defence``,
+    ``attack``) whose values replace that section, or a dotted key (``"model.width"``) with its values. A table may
+    carry a ``label``.
+    """
+
+    name: str
+    description: str
+    axes: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], source: str = "grid", seed: int | None = None) -> Grid:
+        """Check a table as read from TOML: every cell is validated. ``seed`` replaces the seed axis.
+
+        Raises:
+            ConfigError: names the file, the cell and the key.
+        """
+        base = {key: value for key, value in table.items() if key != "grid"}
+        axes = table.get("grid")
+        if not isinstance(axes, Mapping) or not axes:
+            raise ConfigError(f"{source}: no [grid] table; run it with 'bezoar run', or add axes such as seed = [0, 1]")
+        if seed is not None:
+            axes = {**axes, "seed": [seed]}
+        for axis, values in axes.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"{source}: grid.{axis} must be a list of at least one value")
+        cells = []
+        seen: dict[str, str] = {}
+        for combination in itertools.product(*axes.values()):
+            labels, settings = {}, {}
+            for axis, value in zip(axes, combination, strict=True):
+                labels[axis] = _label(value)
+                settings[axis] = _unlabelled(value)
+            title = ", ".join(str(label) for label in labels.values())
+            experiment = Experiment.from_table(override(base, settings), source=f"{source} [{title}]")
+            cell = Cell(labels, experiment)
+            if cell.folder in seen:
+                raise ConfigError(f"{source}: the cells [{seen[cell.folder]}] and [{title}] are the same experiment")
+            seen[cell.folder] = title
+            cells.append(cell)
+        first = cells[0].experiment
+        for axis in axes:
+            names = [_label(value) for value in axes[axis]]
+            if len(set(map(str, names))) < len(names):
+                raise ConfigError(f"{source}: grid.{axis}: two values have the same label; add label = ...")
+        return cls(first.name, first.description, tuple(axes), tuple(cells))
+
+
+def _label(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        for key in _NAMING:
+            if key in value:
+                return value[key]
+        raise ConfigError(f"a table on a grid axis needs a label: {dict(value)!r}")
+    return value
+
+
+def _unlabelled(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k != "label"} if isinstance(value, Mapping) else value
+
+
+#: Told when a cell starts (None), and with every record of it while it runs in this process.
+CellProgress = Callable[[Cell], Progress | None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: its summary, or what went wrong."""
+
+    cell: Cell
+    summary: dict[str, Any] | None
+    error: str | None
+    skipped: bool = False
+
+
+def compare(
+    grid: Grid,
+    out: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+    jobs: int = 1,
+    command: str | None = None,
+    progress: CellProgress | None = None,
+    finished: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Run all cells of a grid that have not finished yet, then measure distances to unattacked twins.
+
+    A cell is recorded below ``out`` under the hash of its full configuration: cells that have finished are skipped,
+    interrupted ones go on from their checkpoint. A cell that fails does not stop the others. ``jobs`` cells run at a
+    time, in processes of their own that share the processor's threads.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BezoarError(f"{folder}: can not be written: {error.strerror}") from None
+    index = {
+        "name": grid.name,
+        "description": grid.description,
+        "command": command,
+        "axes": list(grid.axes),
+        "cells": [{"labels": cell.labels, "dir": cell.folder} for cell in grid.cells],
+    }
+    write_atomically(folder / "comparison.json", json.dumps(index, indent=2) + "\n")
+    outcomes = []
+    todo = []
+    for cell in grid.cells:
+        summary = read_summary(folder / cell.folder)
+        if summary is None:
+            todo.append(cell)
+            continue
+        outcomes.append(Outcome(cell, summary, None, skipped=True))
+        if finished:
+            finished(outcomes[-1])
+    play = _in_turn if jobs == 1 else _at_once
+    for outcome in play(todo, folder, data_dir, device, jobs, progress):
+        outcomes.append(outcome)
+        if finished:
+            finished(outcome)
+    _measure_twins(grid, folder)
+    return outcomes
+
+
+def _one(cell: Cell, folder: Path, data_dir: str | Path | None, device: str, progress: Progress | None) -> Outcome:
+    try:
+        result = run(
+            cell.experiment, folder / cell.folder, data_dir=data_dir, resume=True, device=device, progress=progress
+        )
+    except Interrupted:
+        raise
+    except BezoarError as error:
+        return Outcome(cell, None, str(error))
+    return Outcome(cell, result.summary, None)
+
+
+def _in_turn(
+    cells: Sequence[Cell],
+    folder: Path,
+    data_dir: str | Path | None,
+    device: str,
+    jobs: int,
+    progress: CellProgress | None,
+) -> Iterator[Outcome]:
+    for cell in cells:
+        yield _one(cell, folder, data_dir, device, progress(cell) if progress else None)
+
+
+def _in_worker(cell: Cell, folder: Path, data_dir: str | Path | None, device: str, threads: int) -> Outcome:
+    torch.set_num_threads(threads)
+    return _one(cell, folder, data_dir, device, None)
+
+
+def _at_once(
+    cells: Sequence[Cell],
+    folder: Path,
+    data_dir: str | Path | None,
+    device: str,
+    jobs: int,
+    progress: CellProgress | None,
+) -> Iterator[Outcome]:
+    threads = max(1, torch.get_num_threads() // jobs)
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting: list[Future[Outcome]] = [
+            pool.submit(_in_worker, cell, folder, data_dir, device, threads) for cell in cells
+        ]
+        try:
+            for future in as_completed(waiting):
+                yield future.result()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise Interrupted("stopped; finished cells are kept, run the same command to go on") from None
+
+
+def _measure_twins(grid: Grid, folder: Path) -> None:
+    """Write each attacked cell's distance to the cell that differs only by having no attack."""
+    for cell in grid.cells:
+        here = folder / cell.folder
+        summary = read_summary(here)
+        if cell.experiment.attack is None or summary is None or summary["distance_l2"] is not None:
+            continue
+        twin = folder / f"cells/{cell.experiment.without_attack().hash()}"
+        if not (twin / SUMMARY).exists():
+            continue
+        weights, _ = load_tensors(here / WEIGHTS)
+        unattacked, _ = load_tensors(twin / WEIGHTS)
+        write_summary(here, {**summary, **distances(weights, unattacked)})

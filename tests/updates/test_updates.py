@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bezoar.errors import BezoarError, ConfigError, UnsupportedError
+from bezoar.updates import DenseUpdates, Mixed, Needs, Stacked
+from bezoar.updates.convert import as_updates
+from bezoar.updates.streamed import StreamedUpdates
+from tests.updates.oracle import check_against, close
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def matrix(n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 40), (9, 33000)])
+def test_dense_agrees_with_brute_force(n: int, d: int, dtype: torch.dtype) -> None:
+    rows = matrix(n, d, dtype)
+    check_against(DenseUpdates(rows, clients=torch.arange(n) * 3), rows, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_mixed_agrees_with_brute_force(dtype: torch.dtype) -> None:
+    rows, mixing = matrix(6, 500, dtype), matrix(4, 6, seed=1)
+    check_against(Mixed(DenseUpdates(rows), mixing), mixing @ rows.double(), TOLERANCE[dtype] * 4)
+    scales = mixing[0].abs()
+    check_against(Mixed(DenseUpdates(rows), scales), scales[:, None] * rows.double(), TOLERANCE[dtype])
+    twice = Mixed(Mixed(DenseUpdates(rows), scales), mixing)
+    check_against(twice, mixing @ (scales[:, None] * rows.double()), TOLERANCE[dtype] * 4)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_stacked_agrees_with_brute_force(dtype: torch.dtype) -> None:
+    honest, basis, coefficients = matrix(5, 300, dtype), matrix(2, 300, dtype, 1), matrix(3, 2, seed=2)
+    ids = torch.tensor([4, 0, 9, 7, 2]), torch.tensor([1, 8, 3])
+    stacked = Stacked.by_client(DenseUpdates(honest, ids[0]), coefficients, basis, ids[1])
+    whole = torch.cat([honest.double(), coefficients @ basis.double()])[torch.argsort(torch.cat(ids))]
+    assert stacked.clients.tolist() == sorted(torch.cat(ids).tolist())
+    assert stacked.malicious.tolist() == [c in (1, 8, 3) for c in stacked.clients.tolist()]
+    check_against(stacked, whole, TOLERANCE[dtype] * 4)
+
+
+def test_copies_have_distance_exactly_zero() -> None:
+    honest = DenseUpdates(matrix(4, 1000, torch.float32))
+    stacked = Stacked(honest, torch.tensor([[1.0, 0.3], [1.0, 0.3]]), matrix(2, 1000, torch.float32, 1) * 1e3)
+    assert float(stacked.squared_distances()[4, 5]) == 0.0
+    assert float(stacked.squared_distances()[0, 5]) > 0.0
+
+
+def test_search_over_coefficients_reads_the_data_once() -> None:
+    class Counting(DenseUpdates):
+        dots = 0
+
+        def dot(self, vector: torch.Tensor) -> torch.Tensor:
+            Counting.dots += 1
+            return super().dot(vector)
+
+    rows, basis = matrix(6, 50), matrix(2, 50, seed=1)
+    stacked = Stacked(Counting(rows), torch.eye(2), basis)
+    stacked.gram()
+    assert Counting.dots == 2
+    other = stacked.with_coefficients(torch.tensor([[3.0, -1.0], [0.5, 0.0]]))
+    whole = torch.cat([rows, torch.tensor([[3.0, -1.0], [0.5, 0.0]], dtype=torch.float64) @ basis])
+    close(other.gram(), whole @ whole.T, 1e-12)
+    assert Counting.dots == 2
+
+
+def test_streamed_rows_answer_norm_rules_and_refuse_others() -> None:
+    rows = matrix(5, 40)
+    streamed = StreamedUpdates(lambda i: rows[i], rows[0], torch.arange(5))
+    close(streamed.squared_norms(), rows.square().sum(1), 1e-12)
+    close(streamed.combine(torch.arange(5.0)), torch.arange(5.0).double() @ rows, 1e-12)
+    close(streamed.select(torch.tensor([3, 1])).combine(torch.tensor([1.0, 2.0])), rows[3] + 2 * rows[1], 1e-12)
+    with pytest.raises(UnsupportedError, match="Krum needs gram"):
+        streamed.require(Needs.GRAM, "Krum")
+
+
+@given(st.integers(2, 8), st.integers(1, 30), st.integers(0, 2**31))
+def test_distances_of_nearly_equal_rows_keep_their_digits(n: int, d: int, seed: int) -> None:
+    common = matrix(1, d, seed=seed) * 1e3
+    rows = common + 1e-4 * matrix(n, d, seed=seed + 1)
+    exact = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
+    close(DenseUpdates(rows).squared_distances(), exact, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_huge_and_tiny_rows_are_legal_numbers(size: float, dtype: torch.dtype) -> None:
+    rows = matrix(7, 100, dtype)
+    rows[3] *= size
+    updates = DenseUpdates(rows)
+    wide = rows.double()
+    assert updates.finite().all()
+    exact = (wide[:, None] - wide[None]).square().sum(2)
+    found = updates.squared_distances()
+    assert ((found - exact).abs() <= 1e-5 * exact).all()
+    assert ((updates.gram() - wide @ wide.T).abs() <= 1e-5 * wide.norm(dim=1)[:, None] * wide.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_finite_names_the_bad_row(value: float) -> None:
+    rows = matrix(4, 10)
+    rows[2, 5] = value
+    assert DenseUpdates(rows).finite().tolist() == [True, True, False, True]
+
+
+def test_kinds_come_back_as_they_went_in() -> None:
+    rows = matrix(3, 4, torch.float32)
+    for kind in (rows, rows.numpy(), [r.numpy() for r in rows], list(rows)):
+        updates, restore = as_updates(kind)
+        back = restore(updates.combine(torch.tensor([1.0, 0.0, 0.0])))
+        assert isinstance(back, np.ndarray if not torch.is_tensor(kind[0]) else torch.Tensor)
+        np.testing.assert_allclose(np.asarray(back), rows[0].numpy())
+
+
+def test_mappings_come_back_with_names_and_shapes() -> None:
+    states = [{"w": matrix(2, 3, seed=i), "b": np.ones(2) * i} for i in range(3)]
+    updates, restore = as_updates(states)
+    assert [segment.name for segment in updates.layout] == ["w", "b"]
+    back = restore(updates.combine(torch.tensor([0.0, 1.0, 0.0])))
+    assert list(back) == ["w", "b"]
+    assert back["w"].shape == (2, 3)
+    assert isinstance(back["b"], np.ndarray)
+    np.testing.assert_allclose(back["b"], [1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([], "empty"),
+        (torch.ones(3), "matrix"),
+        ([torch.ones(2), torch.ones(3)], "update 1"),
+        ([{"a": torch.ones(2)}, {"b": torch.ones(2)}], "names of update 0"),
+        ([{"a": torch.ones(2)}, {"a": torch.ones(3)}], "update 1, 'a'"),
+        ("text", "must be"),
+        (7, "must be"),
+    ],
+)
+def test_wrong_input_is_refused_with_a_reason(bad: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        as_updates(bad)
+
+
+def test_constructors_check_shapes() -> None:
+    honest = DenseUpdates(matrix(3, 4))
+    with pytest.raises(BezoarError, match="one id a row"):
+        DenseUpdates(matrix(3, 4), clients=torch.arange(2))
+    with pytest.raises(BezoarError, match="matrix must be"):
+        Mixed(honest, matrix(2, 5))
+    with pytest.raises(BezoarError, match="basis must be"):
+        Stacked(honest, torch.ones(1, 1), matrix(1, 5))
