@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import math
 import os
@@ -132,8 +133,10 @@ def _table_section(g: Grid, table: Table | None, title: str | None = None) -> st
     return (f"<h2>{escape(heading)}</h2>" if heading else "") + body + _table_files(table)
 
 
-def _table_files(table: Table) -> str:
-    links = " · ".join(f'<a href="tables/{table.name}.{kind}">{kind}</a>' for kind in ("csv", "tex"))
+def _table_files(table: Table, plot: style.Plot | None = None) -> str:
+    files = [f"tables/{table.name}.{kind}" for kind in ("csv", "tex")]
+    files += [f"figures/{plot.name}.{kind}" for kind in ("pdf", "png")] if plot is not None else []
+    links = " · ".join(f'<a href="{file}">{file.rpartition(".")[2]}</a>' for file in files)
     return f'<p class="files">In files beside this page: {links}</p>'
 
 
@@ -153,7 +156,7 @@ def _decorator(g: Grid, table: Table) -> Any:
 
 def _figure(plot: style.Plot) -> str:
     panels = "".join(f"<div>{svg}</div>" for svg in plot.svgs())
-    kind = " wide" if plot.width > style.WIDTH else " few" if len(plot.panels) < 3 else ""
+    kind = " wide" if plot.width > style.WIDTH else ""
     links = " · ".join(f'<a href="figures/{plot.name}.{kind}">{kind}</a>' for kind in ("pdf", "png"))
     return (
         f'<h2>{escape(plot.title)}</h2><figure><div class="panels{kind}">{panels}</div>'
@@ -185,8 +188,8 @@ def _per_class(g: Grid, plot: style.Plot | None) -> str:
     head, rest = body.split("<tbody>", 1)
     head = head.replace('<th scope="col" class="n">', '<th scope="col" class="n" style="text-align:center">')
     body = head + "<tbody>" + re.sub(r"<tr>(.*?)</tr>", paint, rest)
-    links = " · ".join(f'<a href="figures/{plot.name}.{kind}">{kind}</a>' for kind in ("pdf", "png"))
-    return f"<h2>Accuracy by class (%)</h2>{body}" + _table_files(table).replace("</p>", f" · heat map {links}</p>")
+    caption = f'<p class="note">{escape(plot.caption)}</p>'
+    return f"<h2>{escape(plot.title)}</h2>{body}{caption}" + _table_files(table, plot)
 
 
 def _means(row: tuple[Entry, ...]) -> tuple[Entry, ...]:
@@ -194,13 +197,12 @@ def _means(row: tuple[Entry, ...]) -> tuple[Entry, ...]:
 
 
 def _heat(entry: Entry) -> str:
+    """The colour of a share: mixed by the browser, so that it suits a light and a dark page."""
     if not isinstance(entry, float) or not math.isfinite(entry):
         return "color:var(--muted)"
-    ramp = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in figures.HEAT]
-    place = min(1.0, max(0.0, entry)) * (len(ramp) - 1)
-    low = min(int(place), len(ramp) - 2)
-    r, g, b = (round(x + (y - x) * (place - low)) for x, y in zip(ramp[low], ramp[low + 1], strict=True))
-    return f"background:#{r:02x}{g:02x}{b:02x};color:{'#fff' if entry > 0.55 else '#16191d'}"
+    lost = 100 * (1 - min(1.0, max(0.0, entry)))
+    text = "#fff" if lost > 55 else "var(--ink)"
+    return f"background:color-mix(in oklab,var(--lost) {lost:.0f}%,var(--paper));color:{text}"
 
 
 def _missing(cells: Sequence[Cell], c: Comparison) -> str:
@@ -257,18 +259,23 @@ def _explain(values: Sequence[str], cells: Sequence[Cell], axes: Sequence[str]) 
             for value, cell in zip(values, cells, strict=True):
                 found.setdefault(tuple(cell.labels[axis] for axis in chosen), set()).add(value)
             if all(len(options) == 1 for options in found.values()):
-                by_value: dict[str, list[str]] = {}
-                for key, options in found.items():
-                    text = ", ".join(f"{axis} {label}" for axis, label in zip(chosen, key, strict=True))
-                    by_value.setdefault(next(iter(options)), []).append(text)
-                return [("; ".join(where), value) for value, where in by_value.items()]
+                one = {key: next(iter(options)) for key, options in found.items()}
+                if count == 1 and all(value.strip('"') == key[0] for key, value in one.items()):
+                    return [(f"by {chosen[0]}", ", ".join(one.values()))]
+                return [("; ".join(_where(chosen, one, value)), value) for value in dict.fromkeys(one.values())]
     return [(cell.dir, value) for value, cell in zip(values, cells, strict=True)]
 
 
-def _subsets(axes: Sequence[str], count: int) -> Iterable[tuple[str, ...]]:
-    from itertools import combinations
+def _where(axes: Sequence[str], values: Mapping[tuple[str, ...], str], value: str) -> list[str]:
+    """The places with this value: "defence None, Krum", or "defence Krum, attack PGD" for each pair."""
+    keys = [key for key, found in values.items() if found == value]
+    if len(axes) == 1:
+        return [f"{axes[0]} {', '.join(key[0] for key in keys)}"]
+    return [", ".join(f"{axis} {label}" for axis, label in zip(axes, key, strict=True)) for key in keys]
 
-    return combinations(axes, count)
+
+def _subsets(axes: Sequence[str], count: int) -> Iterable[tuple[str, ...]]:
+    return itertools.combinations(axes, count)
 
 
 def toml_value(value: object) -> str:

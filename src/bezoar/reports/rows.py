@@ -100,13 +100,14 @@ class Row:
 
 @dataclass(frozen=True)
 class OverAttacks:
-    """One defence (and whatever else is not the attack) over all attacks of the comparison.
+    """One defence (and whatever else is not the attack) over the ``planned`` attacks, of which ``attacks`` have results.
 
     ``worst_*_by`` names the attack whose mean over seeds is the worst: least accuracy, most attack accuracy.
     """
 
     labels: Mapping[str, str]
     attacks: tuple[str, ...]
+    planned: int
     unattacked: Estimate | None
     mean_test: Estimate | None
     worst_test: Estimate | None
@@ -114,6 +115,7 @@ class OverAttacks:
     mean_attack: Estimate | None
     worst_attack: Estimate | None
     worst_attack_by: str
+    converged: bool
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,7 @@ class Grid:
         return OverAttacks(
             labels={a: group[0].labels[a] for a in self.axes if a != axis},
             attacks=tuple(row.labels[axis] for row in rows),
+            planned=sum(self.attacked(row) for row in group),
             unattacked=calm[0].test_accuracy_clean if calm else None,
             mean_test=_mean_over(rows, lambda s: s.test_accuracy_clean),
             worst_test=worst_test.test_accuracy_clean if worst_test else None,
@@ -225,6 +228,7 @@ class Grid:
             mean_attack=_mean_over(rows, lambda s: s.attack_accuracy),
             worst_attack=worst_attack.attack_accuracy if worst_attack else None,
             worst_attack_by=worst_attack.labels[axis] if worst_attack else "",
+            converged=all(row.converged == row.n for row in rows),
         )
 
 

@@ -110,9 +110,9 @@ class Table:
     def html(self, decorate: Callable[[int, int, str], str] | None = None) -> str:
         """An HTML table. ``decorate(row, column, cell)`` may change the inner HTML of a body cell."""
         head = "".join(
-            f'<th scope="col"{_numeric(column)}>{html.escape(column.title)}'
+            f'<th scope="col"{_numeric(column)}><span class="h">{html.escape(column.title)}'
             + (f' <span class="unit">{html.escape(column.unit)}</span>' if column.unit else "")
-            + "</th>"
+            + "</span></th>"
             for column in self.columns
         )
         body = []
@@ -123,7 +123,8 @@ class Table:
                 if isinstance(entry, str):
                     inner = html.escape(text)
                 inner = decorate(r, c, inner) if decorate is not None else inner
-                cells.append(f"<td{_numeric(column)}{_sort_value(entry)}>{inner}</td>")
+                label = ' class="l"' if not column.numeric and len(text) <= 24 else _numeric(column)
+                cells.append(f"<td{label}{_sort_value(entry)}>{inner}</td>")
             body.append(f"<tr>{''.join(cells)}</tr>")
         notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in self.notes)
         return (
@@ -206,6 +207,7 @@ def over_attacks_table(records: Comparison | Run | Grid) -> Table | None:
     axes = [axis for axis in g.axes if axis != g.attack_axis]
     columns = [
         *(Column(axis, axis, numeric=False) for axis in axes),
+        Column("attacks", "attacks finished", numeric=False),
         Column("test_accuracy_unattacked", "test accuracy, no attack", "%", 100, 1),
         Column("test_accuracy_mean", "test accuracy, mean over attacks", "%", 100, 1),
         Column("test_accuracy_worst", "worst", "%", 100, 1),
@@ -217,6 +219,7 @@ def over_attacks_table(records: Comparison | Run | Grid) -> Table | None:
     rows: list[tuple[Entry, ...]] = [
         (
             *(entry.labels[axis] for axis in axes),
+            f"{len(entry.attacks)} of {entry.planned}",
             entry.unattacked,
             entry.mean_test,
             entry.worst_test,
@@ -227,7 +230,12 @@ def over_attacks_table(records: Comparison | Run | Grid) -> Table | None:
         )
         for entry in g.over_attacks
     ]
-    keep = [i for i, c in enumerate(columns) if c.key != "test_accuracy_unattacked" or any(row[i] for row in rows)]
+    idle = set()
+    if all(len(entry.attacks) == entry.planned for entry in g.over_attacks):
+        idle.add("attacks")
+    if all(entry.unattacked is None for entry in g.over_attacks):
+        idle.add("test_accuracy_unattacked")
+    keep = [i for i, column in enumerate(columns) if column.key not in idle]
     notes = (
         "Test accuracy without the aux points. Worst: the attack with the worst mean over seeds.",
         "Means over attacks use the seeds that finished under every attack.",
@@ -261,7 +269,7 @@ def timing_table(records: Comparison | Run | Grid) -> Table | None:
     if not timed:
         return None
     estimates = [e for row in timed for e in row.seconds.values() if e is not None]
-    places = min(4, _decimals(e.mean for e in estimates) + 1)
+    places = _decimals(e.mean for e in estimates)
     totals = [row.of(lambda s: s.seconds.get("total")) for row in timed]
     columns = [
         *_label_columns(g),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from bezoar.reports.estimates import CONFIDENCE, Estimate
 from bezoar.reports.rows import Grid, Row, badness
 
+_COUNTED = ("defence", "defense", "attack", "model", "dataset", "rule")
 _Reader = Callable[[Row], Estimate | None]
 
 
@@ -44,12 +45,12 @@ def percent(estimate: Estimate) -> str:
 
 def _size(g: Grid) -> str:
     cells = len(g.comparison.cells)
-    axes = [f"{len(values)} × {axis}" for axis, values in g.values.items() if len(values) > 1]
-    seeds = sorted({row.n for row in g.rows if row.n})
+    axes = [_values(axis, len(values)) for axis, values in g.values.items() if len(values) > 1]
+    seeds = sorted({row.n for row in g.rows})
     seed_text = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    grid = f" ({', '.join(axes)})" if axes else ""
+    grid = f" ({' × '.join(axes)})" if axes else ""
     done = "all finished" if not g.missing else f"{cells - len(g.missing)} finished"
-    return f"{_count(cells, 'run')}{grid}, {done}, with {_count(seed_text, 'seed')} per setting."
+    return f"{_count(cells, 'run')}{grid}, {done}: {_count(seed_text, 'finished seed')} per setting."
 
 
 def _undefended(g: Grid, targeted: list[Row], attacked: list[Row]) -> list[str]:
@@ -60,17 +61,24 @@ def _undefended(g: Grid, targeted: list[Row], attacked: list[Row]) -> list[str]:
     if bare:
         row, estimate = _worst(bare, lambda r: r.attack_accuracy, 1)
         worst = f" (worst seed {100 * estimate.high:.1f} %)" if estimate.n > 1 else ""
-        where = f", at its strongest ({g.describe(g.setting(row))})," if len(bare) > 1 else ""
+        where = _where(g, row, bare)
         return [f"Without a defence (“{name}”) the attack{where} won {percent(estimate)} of its aux points{worst}."]
     bare = [row for row in attacked if g.series(row) == name and row.test_accuracy_clean is not None]
     calm = [row for row in g.rows if g.series(row) == name and not g.attacked(row) and row.test_accuracy_clean]
     if not bare:
         return []
     row, estimate = _worst(bare, lambda r: r.test_accuracy_clean, -1)
-    where = f", at its strongest ({g.describe(g.setting(row))})," if len(bare) > 1 else ""
+    where = _where(g, row, bare)
     quiet = calm[0].test_accuracy_clean if len(calm) == 1 else None
     before = f", against {percent(quiet)} unattacked" if quiet is not None else ""
     return [f"Without a defence (“{name}”) the attack{where} left a test accuracy of {percent(estimate)}{before}."]
+
+
+def _where(g: Grid, row: Row, rows: list[Row]) -> str:
+    setting = g.describe(g.setting(row))
+    if not setting:
+        return ""
+    return f", at its strongest ({setting})," if len(rows) > 1 else f" ({setting})"
 
 
 def _ranked(g: Grid, rows: list[Row], value: _Reader, sign: int, what: str, case: str) -> list[str]:
@@ -81,9 +89,12 @@ def _ranked(g: Grid, rows: list[Row], value: _Reader, sign: int, what: str, case
             by_series.setdefault(g.series(row), []).append(row)
     if len(by_series) < 2:
         return []
-    settings = {frozenset(g.setting(row) for row in group) for group in by_series.values()}
-    if len(settings) > 1:
-        return [f"The {what} is not ranked: the settings that finished differ between the series."]
+    shared = set.intersection(*({g.setting(row) for row in group} for group in by_series.values()))
+    if not shared:
+        return [f"The {what} is not ranked: no setting has finished for every series."]
+    partly = any(g.setting(row) not in shared for group in by_series.values() for row in group)
+    among = f" over the {_count(len(shared), 'setting')} that finished for all" if partly else ""
+    by_series = {name: [row for row in group if g.setting(row) in shared] for name, group in by_series.items()}
     worst = {name: _worst(group, value, sign) for name, group in by_series.items()}
     order = sorted(worst, key=lambda name: badness(worst[name][1].mean, sign))
     best, (row, estimate) = order[0], worst[order[0]]
@@ -92,11 +103,13 @@ def _ranked(g: Grid, rows: list[Row], value: _Reader, sign: int, what: str, case
     several = len(by_series[best]) > 1
     where = f" in its {case} ({g.describe(g.setting(row))})" if several else ""
     names = [f"“{name}” ({percent(worst[name][1])})" for name in order[1:] if estimate.overlaps(worst[name][1])]
-    text = f"The {what} was that of “{best}”, {percent(estimate)}{where}"
+    text = f"The {what}{among} was that of “{best}”, {percent(estimate)}{where}"
     if estimate.n < 2:
         return [f"{text}; next “{order[1]}”, {percent(worst[order[1]][1])}."]
     if not names:
         return [f"{text}; next “{order[1]}”, {percent(worst[order[1]][1])}, and the intervals do not overlap."]
+    if len(names) > 3:
+        names = [*names[:2], f"{len(names) - 2} others"]
     listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
     return [f"{text}; its interval overlaps with that of {listed}, so these data do not separate them."]
 
@@ -117,7 +130,7 @@ def _single(g: Grid, row: Row) -> str:
         text += f"; the attack won {100 * s.attack_accuracy:.1f} % of its aux points"
     elif not g.attacked(row):
         text += "; nobody attacked"
-    return text + "."
+    return text + ". One seed says nothing about how much another would differ."
 
 
 def _caveats(g: Grid) -> list[str]:
@@ -130,11 +143,17 @@ def _caveats(g: Grid) -> list[str]:
     if g.missing:
         found.append(f"{_count(len(g.missing), 'run')} missing or unfinished: see below.")
     single = [row for row in g.rows if row.n == 1]
+    if g.comparison.single:
+        return found
     if single and len(single) == len([row for row in g.rows if row.n]):
         found.append("With one seed there are no intervals: differences between settings may be chance.")
     elif any(row.n > 1 for row in g.rows):
         found.append(f"± is half the width of the {100 * CONFIDENCE:.0f}% interval over seeds.")
     return found
+
+
+def _values(axis: str, count: int) -> str:
+    return f"{count} {axis}s" if axis.lower() in _COUNTED else f"{count} values of {axis}"
 
 
 def _count(count: int | str, noun: str) -> str:
