@@ -247,6 +247,7 @@ def test_federation_refuses_arrays_that_are_no_division(offsets: list[int], indi
         ("dirichlet", {"clients": 3, "alpha": float("inf")}, "alpha must be above 0"),
         ("dirichlet", {"clients": 3, "alpha": 1, "min_samples": -1}, "min_samples must be at least 0"),
         ("similarity", {"clients": 3, "gamma": 1.5}, "gamma must be at least 0 and at most 1"),
+        ("natural", {"column": 3}, "column must be a name"),
         ("natural", {"column": "writer", "min_samples": 0}, "min_samples must be at least 1"),
     ],
 )

@@ -213,6 +213,8 @@ class Natural(Partition):
 
     def __post_init__(self) -> None:
         whole("min_samples", self.min_samples)
+        if not isinstance(self.column, str):
+            raise ConfigError(f"column must be a name, got {self.column!r}")
 
     def split(self, dataset: Dataset, rng: Generator) -> tuple[Indices, Indices]:
         """Sizes and indices; see :class:`Partition`."""
