@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
-HEAT = ("#fbfaf7", "#f0cdb4", "#dd9468", "#b8552a", "#7a2c10")
+HEAT = ("#faf3ec", "#f0cdb4", "#dd9468", "#b8552a", "#7a2c10")
 """The steps of the heat map, pale (100%) to dark (0%): what an attack has destroyed stands out, in grey print too."""
 _BELOW, _LINE = 0.37, 0.19
 _Groups = list[tuple[str, list[Row]]]
@@ -171,6 +171,11 @@ def _draw_per_class(figure: FigureBase, *, rows: Sequence[Row], g: Grid, height:
                 text = f"{share:.0f}" if math.isfinite(share) else "–"
                 color = "white" if share < 40 else "black"
                 axes.text(x + 0.5, y + 0.5, text, ha="center", va="center_baseline", fontsize=6.5, color=color)
+    for index, color in enumerate(HEAT):  # the key, above the map
+        across = left / (2 * WIDTH) + index * 0.065
+        figure.text(across, 1 - 0.13 / height, "■", color=color, fontsize=9, va="center_baseline")
+        text = f"{100 - 25 * index}" + (" %" if index == 0 else "")
+        figure.text(across + 0.018, 1 - 0.13 / height, text, color=MUTED, fontsize=6.5, va="center_baseline")
     step = 1 if classes <= 20 else 5 if classes <= 60 else 10
     axes.set_xticks([c + 0.5 for c in range(0, classes, step)], [str(c) for c in range(0, classes, step)])
     axes.set_yticks([i + 0.5 for i in range(len(rows))], texts, color=INK)

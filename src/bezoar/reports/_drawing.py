@@ -132,6 +132,8 @@ def place_labels(
     texts = len(taken)
     for index in sorted(range(len(labels)), key=lambda i: (not labels[i][3], -at[i][1], i)):
         x, y, text, strong = labels[index]
+        if not text:
+            continue
         width = 4.2 * len(text)
         best: tuple[float, tuple[float, float], str, Box] | None = None
         for order, (side, dx, dy) in enumerate(_SIDES):

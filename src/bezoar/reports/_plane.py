@@ -135,7 +135,7 @@ def _draw(
         fill = p.look.color if p.converged else HALO
         axes.plot(p.x, p.y, marker=p.look.marker, ms=5, color=p.look.color, mfc=fill, mew=1, zorder=4)
     every = len(points) <= NAMED
-    texts = [short(p.name) if every or i in front or not p.number else str(p.number) for i, p in enumerate(points)]
+    texts = [short(p.name) if every or i in front else str(p.number or "") for i, p in enumerate(points)]
     labels = [(p.x, p.y, text, i in front) for i, (p, text) in enumerate(zip(points, texts, strict=True))]
     place_labels(axes, labels, lines, crowded=not every)
 

@@ -100,7 +100,7 @@ class Row:
 
 @dataclass(frozen=True)
 class OverAttacks:
-    """One defence (and whatever else is not the attack) over the ``planned`` attacks, of which ``attacks`` have results.
+    """One defence (and whatever else is not the attack) over the attacks: ``attacks`` have results, of ``planned``.
 
     ``worst_*_by`` names the attack whose mean over seeds is the worst: least accuracy, most attack accuracy.
     """

@@ -111,7 +111,7 @@ class Table:
         """An HTML table. ``decorate(row, column, cell)`` may change the inner HTML of a body cell."""
         head = "".join(
             f'<th scope="col"{_numeric(column)}><span class="h">{html.escape(column.title)}'
-            + (f' <span class="unit">{html.escape(column.unit)}</span>' if column.unit else "")
+            + (f'&nbsp;<span class="unit">{html.escape(column.unit)}</span>' if column.unit else "")
             + "</span></th>"
             for column in self.columns
         )

@@ -93,7 +93,8 @@ def _ranked(g: Grid, rows: list[Row], value: _Reader, sign: int, what: str, case
     if not shared:
         return [f"The {what} is not ranked: no setting has finished for every series."]
     partly = any(g.setting(row) not in shared for group in by_series.values() for row in group)
-    among = f" over the {_count(len(shared), 'setting')} that finished for all" if partly else ""
+    listed = "; ".join(g.describe(setting) for setting in g.settings if setting in shared)
+    among = f" among what finished for all ({listed})" if partly else ""
     by_series = {name: [row for row in group if g.setting(row) in shared] for name, group in by_series.items()}
     worst = {name: _worst(group, value, sign) for name, group in by_series.items()}
     order = sorted(worst, key=lambda name: badness(worst[name][1].mean, sign))
