@@ -226,9 +226,9 @@ def _ending(outcome: Outcome) -> str:
 def _print_tables(folder: Path) -> None:
     from rich.console import Console
 
-    from bezoar.reports import print_tables
+    from bezoar.reports import comparison_table, load
 
-    print_tables(folder, Console())
+    Console(highlight=False).print(comparison_table(load(folder)).rich())
 
 
 @app.command()

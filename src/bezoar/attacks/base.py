@@ -54,7 +54,7 @@ class AttackContext:
 
 
 @dataclass(frozen=True)
-class Attack(ABC):
+class Attack:
     """A way to poison; which clients do it and when is the adversary's business."""
 
     #: Whether there are test points that must get wrong labels (then ``aux`` of them are drawn).
@@ -62,7 +62,7 @@ class Attack(ABC):
 
 
 @dataclass(frozen=True)
-class UpdateAttack(Attack):
+class UpdateAttack(Attack, ABC):
     """Attackers send rows of their choice instead of their honest updates."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class UpdateAttack(Attack):
 
 
 @dataclass(frozen=True)
-class DataAttack(Attack):
+class DataAttack(Attack, ABC):
     """Attackers train honestly on poisoned labels."""
 
     @abstractmethod

@@ -21,14 +21,15 @@ def project(displacement: Tensor, radius: float) -> Tensor:
     """Scale ``displacement`` [d] down to l2 norm ``radius`` if it is longer."""
     if math.isinf(radius):
         return displacement
-    return displacement * (radius / displacement.norm()).clamp(max=1.0)
+    return displacement * torch.clamp(radius / torch.linalg.vector_norm(displacement), max=1.0)
 
 
 def rescale(vector: Tensor, radius: float) -> Tensor:
     """Bring ``vector`` [d] to l2 norm ``radius`` exactly (zero and infinite radius leave it as it is)."""
     if math.isinf(radius):
         return vector
-    return vector * (radius / vector.norm().clamp(min=torch.finfo(vector.dtype).tiny))
+    norm = torch.linalg.vector_norm(vector).clamp(min=torch.finfo(vector.dtype).tiny)
+    return vector * torch.div(radius, norm)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class PGD(_Targeted):
         model.load(start)
         for _ in range(self.epochs):
             order = torch.randperm(len(goal.labels), generator=draws).to(start.device)
-            for batch in order.split(self.batch_size):
+            for batch in torch.split(order, self.batch_size):
                 model.descend(context.loss_fn, goal.inputs[batch], goal.labels[batch], self.lr)
                 if self.project == "batch":
                     model.load(start + project(model.weights - start, radius))

@@ -16,6 +16,7 @@ from bezoar.seeding import generator
 from bezoar.updates.base import Needs, Updates
 from bezoar.updates.dense import DenseUpdates
 from bezoar.updates.gradients import client_gradients, layout_of
+from bezoar.updates.mixed import Mixed
 from bezoar.updates.streamed import StreamedUpdates
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -98,8 +99,9 @@ class LocalSGD(Clients):
     """Several local epochs of SGD (FedAvg): the update is global minus local model.
 
     The schedule is the clients' learning rate; the server's is ``server_lr_factor`` (1). ``batch_size`` 0 takes all
-    samples of a client in one step. Rows are kept up to ``max_bytes`` in all; beyond that they are computed again
-    when a norm rule asks, and other rules are refused.
+    samples of a client in one step; one epoch of that is a single gradient step and is computed for the whole cohort
+    at once. Otherwise clients train one after another; their rows are kept up to ``max_bytes`` in all, beyond that
+    they are computed again when a norm rule asks, and other rules are refused.
     """
 
     epochs: int = 1
@@ -114,9 +116,15 @@ class LocalSGD(Clients):
             raise ConfigError("local: server_lr_factor must be positive")
 
     def updates(self, work: Work) -> Updates:
+        if self.epochs == 1 and self.batch_size == 0:
+            gradients = Gradient().updates(work)
+            return Mixed(gradients, torch.full((len(gradients),), work.lr, dtype=torch.float64))
+        return self._trained(work)
+
+    def _trained(self, work: Work) -> Updates:
         ids, counts = torch.unique(work.owners, return_counts=True)
         order = torch.argsort(work.owners, stable=True)
-        mine = order.split(counts.tolist())
+        mine = torch.split(order, counts.tolist())
 
         def row(i: int) -> Tensor:
             return self._train(work, int(ids[i]), work.inputs[mine[i]], work.targets[mine[i]])
@@ -136,7 +144,8 @@ class LocalSGD(Clients):
         draws = generator(work.seed, "batches", work.round, client)
         size = self.batch_size or len(targets)
         for _ in range(self.epochs):
-            for batch in torch.randperm(len(targets), generator=draws).to(targets.device).split(size):
+            order = torch.randperm(len(targets), generator=draws).to(targets.device)
+            for batch in torch.split(order, size):
                 model.descend(work.loss_fn, inputs[batch], targets[batch], work.lr)
         return work.weights - model.weights
 

@@ -12,7 +12,6 @@ from bezoar.data.partitions import (
     Partition,
     Similarity,
     Sorted,
-    make_partition,
     partition,
 )
 from bezoar.data.sampling import (
@@ -21,7 +20,6 @@ from bezoar.data.sampling import (
     Sampling,
     UniformSampling,
     compromised,
-    make_sampling,
 )
 
 __all__ = [
@@ -44,7 +42,5 @@ __all__ = [
     "UniformSampling",
     "compromised",
     "load",
-    "make_partition",
-    "make_sampling",
     "partition",
 ]

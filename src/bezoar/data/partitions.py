@@ -6,11 +6,8 @@ megabytes. Names follow ByzFL and flwr-datasets where those have one; each class
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.random import Generator
@@ -20,15 +17,12 @@ from bezoar.data._checks import number, whole
 from bezoar.data.dataset import Dataset, Indices
 from bezoar.data.federation import Federation
 from bezoar.errors import ConfigError, nearest
+from bezoar.registry import Registry
 from bezoar.seeding import numpy_generator
 
 
 class Partition(ABC):
     """A rule that gives every client its samples."""
-
-    #: Name in a config, and one line for a list of all kinds.
-    name: ClassVar[str]
-    summary: ClassVar[str]
 
     @abstractmethod
     def split(self, dataset: Dataset, rng: Generator) -> tuple[Indices, Indices]:
@@ -45,9 +39,6 @@ class Iid(Partition):
     clients: int
     samples: int | None = None
     min_samples: int = 1
-
-    name = "iid"
-    summary = "every client draws from the whole data set"
 
     def __post_init__(self) -> None:
         whole("clients", self.clients)
@@ -80,9 +71,6 @@ class OneClass(Partition):
 
     clients: int
     samples: int
-
-    name = "one-class"
-    summary = "each client holds a few samples of a single class"
 
     def __post_init__(self) -> None:
         whole("clients", self.clients)
@@ -124,9 +112,6 @@ class Dirichlet(Partition):
     alpha: float
     min_samples: int = 1
 
-    name = "dirichlet"
-    summary = "class shares drawn from a Dirichlet distribution; small alpha is uneven"
-
     def __post_init__(self) -> None:
         whole("clients", self.clients)
         whole("min_samples", self.min_samples, 0)
@@ -158,9 +143,6 @@ class Similarity(Partition):
     clients: int
     gamma: float
 
-    name = "similarity"
-    summary = "a share gamma at random, the rest sorted by label"
-
     def __post_init__(self) -> None:
         whole("clients", self.clients)
         number("gamma", self.gamma, 0.0, 1.0)
@@ -186,9 +168,6 @@ class Sorted(Partition):
 
     clients: int
 
-    name = "sorted"
-    summary = "sorted by label and cut in equal pieces"
-
     def __post_init__(self) -> None:
         whole("clients", self.clients)
 
@@ -207,9 +186,6 @@ class Natural(Partition):
 
     column: str
     min_samples: int = 1
-
-    name = "natural"
-    summary = "the groups that the data come from, for example writers"
 
     def __post_init__(self) -> None:
         whole("min_samples", self.min_samples)
@@ -232,28 +208,17 @@ class Natural(Partition):
 
 
 #: Name in a config -> kind of partition.
-PARTITIONS: dict[str, type[Partition]] = {
-    kind.name: kind for kind in (Iid, OneClass, Dirichlet, Similarity, Sorted, Natural)
-}
-
-
-def make_partition(name: str, options: Mapping[str, object]) -> Partition:
-    """The partition called ``name`` with its options. Raises ConfigError for an unknown or missing name or option.
-
-    >>> make_partition("dirichlet", {"clients": 10, "alpha": 0.5})
-    Dirichlet(clients=10, alpha=0.5, min_samples=1)
-    """
-    if name not in PARTITIONS:
-        raise ConfigError(f"unknown partition {name!r}: {nearest(name, PARTITIONS)}")
-    kind = PARTITIONS[name]
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for option in options:
-        if option not in fields:
-            raise ConfigError(f"partition {name!r} has no option {option!r}: {nearest(option, fields)}")
-    missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in options]
-    if missing:
-        raise ConfigError(f"partition {name!r} needs {', '.join(missing)}")
-    return kind(**options)
+PARTITIONS: Registry[Partition] = Registry(
+    "partition",
+    {
+        "iid": Iid,
+        "one-class": OneClass,
+        "dirichlet": Dirichlet,
+        "similarity": Similarity,
+        "sorted": Sorted,
+        "natural": Natural,
+    },
+)
 
 
 def partition(dataset: Dataset, kind: Partition, seed: int) -> Federation:
@@ -261,7 +226,7 @@ def partition(dataset: Dataset, kind: Partition, seed: int) -> Federation:
 
     Raises ConfigError, with what would be possible, if the data set can not be divided so.
     """
-    sizes, indices = kind.split(dataset, numpy_generator(seed, f"partition {kind.name}"))
+    sizes, indices = kind.split(dataset, numpy_generator(seed, f"partition {PARTITIONS.name(kind)}"))
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     return Federation(dataset, offsets.astype(np.int64), indices.astype(np.int64, copy=False))
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from bezoar.data._checks import number, whole
 from bezoar.data.dataset import Indices
-from bezoar.errors import ConfigError, nearest
+from bezoar.errors import ConfigError
+from bezoar.registry import Registry
 from bezoar.seeding import numpy_generator
 
 
@@ -100,17 +101,7 @@ class EpochSampling:
 
 
 #: Name in a config -> way of sampling.
-SAMPLINGS: dict[str, type[UniformSampling] | type[EpochSampling]] = {
-    "uniform": UniformSampling,
-    "epoch": EpochSampling,
-}
-
-
-def make_sampling(name: str, cohort: int) -> UniformSampling | EpochSampling:
-    """The sampling called ``name``. Raises ConfigError for an unknown name."""
-    if name not in SAMPLINGS:
-        raise ConfigError(f"unknown sampling {name!r}: {nearest(name, SAMPLINGS)}")
-    return SAMPLINGS[name](cohort)
+SAMPLINGS: Registry[Sampling] = Registry("sampling", {"uniform": UniformSampling, "epoch": EpochSampling})
 
 
 def compromised(n_clients: int, *, count: int | None = None, share: float | None = None, seed: int) -> Indices:

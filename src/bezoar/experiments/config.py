@@ -40,8 +40,8 @@ def _field(registry: Registry[Any]) -> tuple[PlainValidator, PlainSerializer]:
     return PlainValidator(registry.build), PlainSerializer(registry.table)
 
 
-PartitionField = Annotated[Partition, *_field(Registry("partition", PARTITIONS))]
-SamplingField = Annotated[Sampling, *_field(Registry("sampling", SAMPLINGS))]
+PartitionField = Annotated[Partition, *_field(PARTITIONS)]
+SamplingField = Annotated[Sampling, *_field(SAMPLINGS)]
 ClientsField = Annotated[Clients, *_field(CLIENTS)]
 ScheduleField = Annotated[Schedule, *_field(SCHEDULES)]
 DefenceField = Annotated[Defence, PlainValidator(defence), PlainSerializer(Defence.table)]
@@ -241,9 +241,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can not be read: {getattr(error, 'strerror', None) or error}") from None
     try:
-        return tomlkit.parse(text).unwrap()
+        table: dict[str, Any] = tomlkit.parse(text).unwrap()
     except tomlkit.exceptions.ParseError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    return table
 
 
 def override(table: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,7 +293,8 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
         return f"{source}: the key {key!r} is missing{more}"
     message = str(first["msg"]).removeprefix("Value error, ")
     given = first.get("input")
-    shown = f", got {given!r}" if isinstance(given, int | float | str | bool) and "got" not in message else ""
+    plain = isinstance(given, int | float | str | bool) and first["type"] != "value_error"
+    shown = f", got {given!r}" if plain else ""
     return f"{where}: {message[:1].lower() + message[1:]}{shown}{more}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bezoar.aggregation import Clip, Pipeline, Rule, pipeline, pipeline_tables
@@ -23,7 +23,7 @@ class Defence:
     """
 
     pipeline: Rule
-    server: Server = SGD()
+    server: Server = field(default_factory=SGD)
     post: tuple[Post, ...] = ()
     adaptive_clip: bool = False
 
@@ -114,7 +114,12 @@ def _expand(table: Mapping[str, Any]) -> dict[str, Any]:
     for key, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and key not in given:
             raise ConfigError(f"preset {name!r} needs the parameter {key!r}")
-    return {**preset(**given), **{key: table[key] for key in _KEYS if key in table}}
+    triple = preset(**given)
+    for key in _KEYS:
+        if key in table:
+            adds = key == "server" and isinstance(table[key], Mapping) and "kind" not in table[key]
+            triple[key] = {**triple[key], **table[key]} if adds else table[key]
+    return triple
 
 
 def defence(table: Any) -> Defence:

@@ -70,7 +70,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise BezoarError(f"{path}: can not be read: {error}") from None
 
 
-class guarded:  # noqa: N801 - used as a statement
+class guarded:
     """Turn the operating system's errors about ``path`` into one clear line."""
 
     def __init__(self, path: Path) -> None:

@@ -113,9 +113,7 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     return State(t, step.state, answer.state), record, clock.seconds
 
 
-def _updates(
-    setup: Setup, rule: Rule, cohort: Indices, attackers: Indices, lr: float, t: int, clock: Clock
-) -> Updates:
+def _updates(setup: Setup, rule: Rule, cohort: Indices, attackers: Indices, lr: float, t: int, clock: Clock) -> Updates:
     """The cohort's updates as the server sees them, rows in the order of client ids."""
     experiment, attack = setup.experiment, setup.experiment.attack
     sends_rows = isinstance(attack, UpdateAttack) and len(attackers) > 0

@@ -204,9 +204,7 @@ def _rounds(setup: Setup, state: State, records: Records, digest: str, progress:
     return None
 
 
-def _summary(
-    setup: Setup, records: Records, digest: str, diverged: str | None, command: str | None
-) -> dict[str, Any]:
+def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, command: str | None) -> dict[str, Any]:
     experiment = setup.experiment
     last: dict[str, Any] = records.evaluations[-1] if records.evaluations and not diverged else {}
     attack_accuracy = last.get("attack_accuracy")
