@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from bezoar.updates.ghost.layer import WORK_BYTES, GhostImpossibleError, Matrix, by_client, paired_norms, widened
 
-#: Up to this many numbers under the kernel, unfolding beats one library call per client (CPU, channels last).
-_FEW_TAPS = 16
+#: Up to this many numbers under the kernel, unfolding beats the library's weight gradient (CPU).
+_FEW_TAPS = 32
+
+#: Samples copied at a time when rows are formed.
+_PIECE_BYTES = 128 * 2**20
 
 
 class Conv2dLayer(Matrix):
@@ -22,7 +25,7 @@ class Conv2dLayer(Matrix):
     def __init__(self, module: nn.Conv1d | nn.Conv2d) -> None:
         self.units, self.width = module.out_channels, module.weight[0].numel()
         self.channels, self.groups = module.in_channels, module.groups
-        self.like = module.weight.detach()
+        self.ndim = module.weight.ndim
         self.kernel, self.stride, self.dilation = (
             _pair(module.kernel_size, 1),
             _pair(module.stride, 1),
@@ -33,7 +36,7 @@ class Conv2dLayer(Matrix):
         self.padding = (0, 0) if self.explicit else around
 
     def inputs(self, a: Tensor) -> Tensor:
-        if a.ndim != self.like.ndim:
+        if a.ndim != self.ndim:
             raise GhostImpossibleError(
                 f"a convolution got an input of shape {list(a.shape)} without a sample dimension"
             )
@@ -48,17 +51,23 @@ class Conv2dLayer(Matrix):
         return _positions(b, size).sum(1) if _channels_last(b) else by_client(b, size).sum((1, 3, 4))
 
     def rows(self, a: Tensor, b: Tensor, size: int, first: int, last: int) -> Tensor:
+        outs, ins = self.units // self.groups, self.channels // self.groups
+        low, high = first // outs, -(-last // outs)
         if self.groups > 1:
-            return self._grouped_rows(a, b, size, first, last)
-        b = b[:, first:last]
-        if a.device.type == "cpu" and not (self.width <= _FEW_TAPS and _channels_last(b)):
-            parts = zip(torch.split(a, size), torch.split(b, size), strict=True)
-            return torch.stack([self._backward(x, y, 1) for x, y in parts]).flatten(1)
-        bytes_per_client = size * self.width * b.shape[2] * b.shape[3] * a.element_size()
-        step = max(1, 8 * WORK_BYTES // max(1, bytes_per_client)) * size
-        return torch.cat(
-            [self._unfolded_rows(x, y, size) for x, y in zip(torch.split(a, step), torch.split(b, step), strict=True)]
-        )
+            a, b = a[:, low * ins : high * ins], b[:, low * outs : high * outs]
+        else:
+            b = b[:, first:last]
+        unfold = self.groups == 1 and (a.device.type != "cpu" or self.width <= _FEW_TAPS)
+        form = self._unfolded_rows if unfold else self._rows_in_one_call
+        positions = b.shape[2] * b.shape[3]
+        per_sample = self.width * positions if unfold else a[0].numel() + b[0].numel()
+        step = max(1, _PIECE_BYTES // max(1, size * per_sample * a.element_size())) * size
+        pieces = zip(torch.split(a, step), torch.split(b, step), strict=True)
+        parts = [form(x, y, size, high - low) for x, y in pieces]
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.groups > 1:
+            return rows[:, (first - low * outs) * self.width : (last - low * outs) * self.width]
+        return rows
 
     def total(self, a: Tensor, b: Tensor) -> Tensor:
         return self._backward(a, b, self.groups).reshape(-1)
@@ -124,31 +133,41 @@ class Conv2dLayer(Matrix):
         start, stride = offset * self.dilation[axis], self.stride[axis]
         return slice(start, start + (count - 1) * stride + 1, stride)
 
-    def _grouped_rows(self, a: Tensor, b: Tensor, size: int, first: int, last: int) -> Tensor:
-        outs, ins = self.units // self.groups, self.channels // self.groups
-        low, high = first // outs, -(-last // outs)
-        a, b = a[:, low * ins : high * ins], b[:, low * outs : high * outs]
-        parts = zip(torch.split(a, size), torch.split(b, size), strict=True)
-        rows = torch.stack([self._backward(x, y, high - low) for x, y in parts]).flatten(1)
-        return rows[:, (first - low * outs) * self.width : (last - low * outs) * self.width]
+    def _rows_in_one_call(self, a: Tensor, b: Tensor, size: int, groups: int) -> Tensor:
+        """Clients as groups of one convolution over ``size`` samples.
 
-    def _unfolded_rows(self, a: Tensor, b: Tensor, size: int) -> Tensor:
-        if self.padding != (0, 0):
-            a = F.pad(a, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
-        clients, out = a.shape[0] // size, b.shape[2:]
-        a = by_client(a, size)
-        taps = a.new_empty(clients, self.channels, *self.kernel, size, *out)
-        for u in range(self.kernel[0]):
-            for v in range(self.kernel[1]):
-                y, x = self._window(u, 0, out[0]), self._window(v, 1, out[1])
-                taps[:, :, u, v] = a[:, :, :, y, x].transpose(1, 2)
-        return torch.bmm(taps.view(clients, self.width, -1), _positions(b, size)).transpose(1, 2).flatten(1)
+        One library call a client costs the same when the machine is idle and many times more when it is not: every
+        call waits for all threads.
+        """
+        clients = len(a) // size
+        x, y = (by_client(v, size).transpose(0, 1).reshape(size, -1, *v.shape[2:]) for v in (a, b))
+        return self._backward(x, y, clients * groups).reshape(clients, -1)
+
+    def _unfolded_rows(self, a: Tensor, b: Tensor, size: int, groups: int) -> Tensor:
+        """All windows side by side, times B: one product a client. For ``groups`` = 1."""
+        up, left = self.padding
+        a = F.pad(a, (left, left, up, up)).contiguous()
+        clients, out = len(a) // size, b.shape[2:]
+        sample, channel, row, column = a.stride()
+        windows = a.as_strided(
+            (clients, self.channels, *self.kernel, size, *out),
+            (
+                size * sample,
+                channel,
+                row * self.dilation[0],
+                column * self.dilation[1],
+                sample,
+                row * self.stride[0],
+                column * self.stride[1],
+            ),
+        )
+        taps = windows.reshape(clients, self.width, -1)
+        return torch.bmm(taps, _positions(b, size)).transpose(1, 2).flatten(1)
 
     def _backward(self, a: Tensor, b: Tensor, groups: int) -> Tensor:
         """The library's weight gradient: [P, C / groups, ...]."""
-        weight = self.like[: b.shape[1]]
-        if weight.ndim == 3:
-            weight = weight.unsqueeze(2)
+        # Only its shape counts.
+        weight = a.new_empty(b.shape[1], self.channels // self.groups, *self.kernel)
         _, gradient, _ = torch.ops.aten.convolution_backward(
             b, a, weight, None, self.stride, self.padding, self.dilation, False, (0, 0), groups, (False, True, False)
         )
