@@ -183,7 +183,8 @@ class Experiment(Settings):
 
     def table(self) -> dict[str, Any]:
         """The experiment as plain tables, everything resolved, without empty keys."""
-        return _without_none(self.model_dump(mode="python"))
+        table: dict[str, Any] = _without_none(self.model_dump(mode="python"))
+        return table
 
     def hash(self) -> str:
         """Sixteen hex digits of the full configuration, name and description aside."""
@@ -241,7 +242,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can not be read: {getattr(error, 'strerror', None) or error}") from None
     try:
-        table: dict[str, Any] = tomlkit.parse(text).unwrap()
+        table: dict[str, Any] = dict(tomlkit.parse(text).unwrap())
     except tomlkit.exceptions.ParseError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     return table

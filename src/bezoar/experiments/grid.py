@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import multiprocessing
+import queue
+import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from bezoar.experiments.records import (
     SUMMARY,
     WEIGHTS,
     load_tensors,
+    plain,
     read_summary,
     write_atomically,
     write_summary,
@@ -199,9 +204,30 @@ def _in_turn(
         yield _one(cell, folder, data_dir, device, progress(cell) if progress else None)
 
 
-def _in_worker(cell: Cell, folder: Path, data_dir: str | Path | None, device: str, threads: int) -> Outcome:
+#: Seconds between two messages of a worker about its progress.
+_NEWS_SECONDS = 0.2
+
+_news: Any = None
+
+
+def _start_worker(news: Any, threads: int) -> None:
+    """Runs once in every worker process. Ctrl-C is the parent's to handle."""
+    global _news
+    _news = news
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    return _one(cell, folder, data_dir, device, None)
+
+
+def _in_worker(cell: Cell, folder: Path, data_dir: str | Path | None, device: str) -> Outcome:
+    last = 0.0
+
+    def tell(record: Mapping[str, Any]) -> None:
+        nonlocal last
+        if record["kind"] == "evaluation" or time.monotonic() - last > _NEWS_SECONDS:
+            last = time.monotonic()
+            _news.put((cell.folder, plain(record)))
+
+    return _one(cell, folder, data_dir, device, tell)
 
 
 def _at_once(
@@ -212,17 +238,32 @@ def _at_once(
     jobs: int,
     progress: CellProgress | None,
 ) -> Iterator[Outcome]:
+    spawn = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting: list[Future[Outcome]] = [
-            pool.submit(_in_worker, cell, folder, data_dir, device, threads) for cell in cells
-        ]
-        try:
-            for future in as_completed(waiting):
+    by_folder = {cell.folder: cell for cell in cells}
+    watchers: dict[str, Progress | None] = {}
+    news = spawn.Queue()
+    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(news, threads))
+    try:
+        waiting: set[Future[Outcome]] = {pool.submit(_in_worker, cell, folder, data_dir, device) for cell in cells}
+        while waiting:
+            done, waiting = wait(waiting, timeout=_NEWS_SECONDS, return_when=FIRST_COMPLETED)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    name, record = news.get_nowait()
+                    if name not in watchers:
+                        watchers[name] = progress(by_folder[name]) if progress else None
+                    watch = watchers[name]
+                    if watch is not None:
+                        watch(record)
+            for future in done:
                 yield future.result()
-        except KeyboardInterrupt:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise Interrupted("stopped; finished cells are kept, run the same command to go on") from None
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise Interrupted("stopped; run the same command to go on from the last checkpoints") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _measure_twins(grid: Grid, folder: Path) -> None:

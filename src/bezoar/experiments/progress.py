@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -30,7 +29,7 @@ class Display:
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._task: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
         self._all: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -49,9 +48,7 @@ class Display:
     def start(self, title: str, rounds: int) -> Callback:
         """A new run begins; the answer takes its records."""
         if self._live:
-            if self._task is not None:
-                self._bars.remove_task(self._task)
-            self._task = self._bars.add_task(title, total=rounds, note="")
+            self._tasks[title] = self._bars.add_task(title, total=rounds, note="")
         else:
             self._console.print(f"{title}: {rounds} rounds")
         return _Watch(self, title, rounds)
@@ -62,18 +59,19 @@ class Display:
         if self._live:
             if self._all is not None:
                 self._bars.update(self._all, completed=self._done)
-            self._bars.console.print(f"{title}: {ending}")
+            if title in self._tasks:
+                self._bars.remove_task(self._tasks.pop(title))
+            self._bars.console.print(f"{title}: {ending}", markup=False)
         else:
             self._console.print(f"[{self._done}/{self._cells}] {title}: {ending}", markup=False)
 
     def show(self, title: str, round: int, rounds: int, note: str, evaluated: bool) -> None:
         """One round or evaluation of the current run."""
-        if self._live and self._task is not None:
-            self._bars.update(self._task, completed=round, note=note)
+        if self._live:
+            self._bars.update(self._tasks[title], completed=round, note=note)
         elif evaluated:
-            self._console.print(f"  round {round}/{rounds}  {note}")
-        if not self._live:
-            sys.stdout.flush()
+            where = f"{title}, " if self._cells > 1 else ""
+            self._console.print(f"  {where}round {round}/{rounds}  {note}", markup=False)
 
 
 class _Watch:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -168,8 +170,13 @@ def _rounds(setup: Setup, state: State, records: Records, digest: str, progress:
         timings.clear()
         written = time.monotonic()
 
-    try:
+    with _Interrupts() as stop:
         while state.round < experiment.rounds:
+            if stop.asked:
+                flush()
+                records.save_checkpoint(state.round, _tensors(setup, state), digest)
+                again = "; go on with --resume" if records.folder is not None else ""
+                raise Interrupted(f"stopped after round {state.round} of {experiment.rounds}{again}")
             try:
                 state, record, seconds = play(setup, state)
             except DivergedError as error:
@@ -196,12 +203,31 @@ def _rounds(setup: Setup, state: State, records: Records, digest: str, progress:
                 return f"the model became non-finite by round {t}"
             if save and t < experiment.rounds:
                 records.save_checkpoint(t, _tensors(setup, state), digest)
-    except KeyboardInterrupt:
-        # The round in progress may have moved the model already: only the last checkpoint is a safe point.
-        where = records.folder
-        again = "; go on with --resume" if where is not None else ""
-        raise Interrupted(f"stopped in round {state.round + 1} of {experiment.rounds}{again}") from None
     return None
+
+
+class _Interrupts:
+    """Ctrl-C asks the run to stop after its round; a second one stops at once (and loses the rounds since the
+    last checkpoint). Only the main thread may handle signals; elsewhere this does nothing."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: Any = None
+        self._mine = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Self:
+        if self._mine and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *error: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
 
 
 def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, command: str | None) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def per_class(g: Grid) -> Plot | None:
     panel = Panel("", partial(_draw_per_class, rows=rows, g=g, height=height))
     caption = (
         "Share of each class's test points that are classified rightly after the final round, mean over seeds, in %. "
-        "The darker, the lower."
+        "The stronger the colour, the lower."
     )
     return Plot("per_class", "Accuracy by class", caption, (panel,), height, 2 * WIDTH)
 
@@ -169,7 +169,7 @@ def _draw_per_class(figure: FigureBase, *, rows: Sequence[Row], g: Grid, height:
         for y, line in enumerate(shares):
             for x, share in enumerate(line):
                 text = f"{share:.0f}" if math.isfinite(share) else "–"
-                color = "white" if share < 40 else "black"
+                color = "white" if share < 28 else "black"
                 axes.text(x + 0.5, y + 0.5, text, ha="center", va="center_baseline", fontsize=6.5, color=color)
     for index, color in enumerate(HEAT):  # the key, above the map
         across = left / (2 * WIDTH) + index * 0.065

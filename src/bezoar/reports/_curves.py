@@ -164,7 +164,7 @@ def _line(axes: Axes, c: Curve, style: Look, phase: float) -> None:
 def _label_ends(axes: Axes, ends: list[tuple[float, str, Look, int]], last: int, wide: float) -> None:
     """Names at the ends of the lines, moved apart where they would overlap."""
     ends = sorted(ends, key=lambda end: end[0])
-    places = spread([end[0] for end in ends], 0.125 * 100 / _TALL, 104)
+    places = spread([end[0] for end in ends], 0.125 * 100 / _TALL, -1, 104)
     inch = last / wide
     for (value, text, style, at), place in zip(ends, places, strict=True):
         x = last + 0.13 * inch

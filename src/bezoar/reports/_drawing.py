@@ -92,10 +92,12 @@ def finite(values: Iterable[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-def spread(values: Sequence[float], gap: float, top: float) -> list[float]:
-    """Places at least ``gap`` apart, none above ``top``, for sorted ``values``, each as near its value as that allows.
+def spread(values: Sequence[float], gap: float, bottom: float, top: float) -> list[float]:
+    """Places ``gap`` apart between ``bottom`` and ``top`` for sorted ``values``, each as near its value as that allows.
 
-    >>> spread([0.0, 10.0, 10.0], 2.0, 100.0)
+    More places than there is room for stand above ``top``.
+
+    >>> spread([0.0, 10.0, 10.0], 2.0, 0.0, 100.0)
     [0.0, 9.0, 11.0]
     """
     blocks: list[tuple[float, int]] = []  # the sum of the places that the members' first one would like; how many
@@ -108,7 +110,8 @@ def spread(values: Sequence[float], gap: float, top: float) -> list[float]:
             blocks[-2:] = [(first + second - m * n * gap, n + m)]
     places = [total / count + i * gap for total, count in blocks for i in range(count)]
     last = len(places) - 1
-    return [min(place, top - (last - i) * gap) for i, place in enumerate(places)]
+    below = [min(place, top - (last - i) * gap) for i, place in enumerate(places)]
+    return [max(place, bottom + i * gap) for i, place in enumerate(below)]
 
 
 def place_labels(

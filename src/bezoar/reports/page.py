@@ -201,7 +201,7 @@ def _heat(entry: Entry) -> str:
     if not isinstance(entry, float) or not math.isfinite(entry):
         return "color:var(--muted)"
     lost = 100 * (1 - min(1.0, max(0.0, entry)))
-    text = "#fff" if lost > 55 else "var(--ink)"
+    text = "#fff" if lost > 82 else "var(--ink)"
     return f"background:color-mix(in oklab,var(--lost) {lost:.0f}%,var(--paper));color:{text}"
 
 
@@ -226,9 +226,7 @@ def _settings(g: Grid) -> str:
     if len(runs) == 1:
         return f'<h2>Settings</h2><pre tabindex="0">{escape(runs[0][1].settings_text.strip())}</pre>'
     keys = list(dict.fromkeys(key for _, run in runs for key in run.settings))
-    texts = {
-        key: [toml_value(run.settings[key]) if key in run.settings else "not set" for _, run in runs] for key in keys
-    }
+    texts = {key: [toml_value(run.settings[key]) if key in run.settings else None for _, run in runs] for key in keys}
     differing = [key for key in keys if len(set(texts[key])) > 1]
     parts = ["<h2>Settings</h2>"]
     if differing:
@@ -245,25 +243,33 @@ def _settings(g: Grid) -> str:
             'aria-label="What differs between the runs"><table class="wrap"><thead><tr><th scope="col">key</th>'
             '<th scope="col">where</th><th scope="col">value</th></tr></thead><tbody>'
             f"{''.join(rows)}</tbody></table></div>"
+            '<p class="note">Where a key is not listed, it is not set.</p>'
         )
     common = "\n".join(f"{key} = {texts[key][0]}" for key in keys if key not in differing)
     parts.append(f'<h3>What all runs share</h3><pre tabindex="0">{escape(common)}</pre>')
     return "".join(parts)
 
 
-def _explain(values: Sequence[str], cells: Sequence[Cell], axes: Sequence[str]) -> list[tuple[str, str]]:
-    """Says by the fewest axes which cells have which value: "defence Krum" rather than twelve cells."""
+def _explain(values: Sequence[str | None], cells: Sequence[Cell], axes: Sequence[str]) -> list[tuple[str, str]]:
+    """Says by the fewest axes which cells have which value: "defence Krum" rather than twelve cells.
+
+    None values are keys that are not set; they are left out.
+    """
     for count in range(1, len(axes) + 1):
         for chosen in _subsets(axes, count):
-            found: dict[tuple[str, ...], set[str]] = {}
+            found: dict[tuple[str, ...], set[str | None]] = {}
             for value, cell in zip(values, cells, strict=True):
                 found.setdefault(tuple(cell.labels[axis] for axis in chosen), set()).add(value)
             if all(len(options) == 1 for options in found.values()):
-                one = {key: next(iter(options)) for key, options in found.items()}
-                if count == 1 and all(value.strip('"') == key[0] for key, value in one.items()):
+                one = {key: value for key, options in found.items() if (value := next(iter(options))) is not None}
+                if (
+                    len(one) == len(found)
+                    and count == 1
+                    and all(value.strip('"') == key[0] for key, value in one.items())
+                ):
                     return [(f"by {chosen[0]}", ", ".join(one.values()))]
                 return [("; ".join(_where(chosen, one, value)), value) for value in dict.fromkeys(one.values())]
-    return [(cell.dir, value) for value, cell in zip(values, cells, strict=True)]
+    return [(cell.dir, value) for value, cell in zip(values, cells, strict=True) if value is not None]
 
 
 def _where(axes: Sequence[str], values: Mapping[tuple[str, ...], str], value: str) -> list[str]:

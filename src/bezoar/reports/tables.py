@@ -354,6 +354,8 @@ def _notes(g: Grid) -> tuple[str, ...]:
     notes = []
     if any(row.n > 1 for row in g.rows):
         notes.append("Mean over seeds ± half width of the 95% Student t interval.")
+    if any(row.n == 2 for row in g.rows):
+        notes.append("Two seeds say little about their spread: their interval is 12.7 standard errors to each side.")
     if any(row.n == 1 for row in g.rows):
         notes.append("n=1: the value of the only finished run, without an interval.")
     unfinished = len(g.missing)

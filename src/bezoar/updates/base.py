@@ -159,7 +159,8 @@ class Updates(ABC):
         missing = needs & ~self.offers
         if missing:
             raise UnsupportedError(
-                f"{who} needs {_names(missing)}, which {type(self).__name__} can not answer (it offers {_names(self.offers)})"
+                f"{who} needs {_names(missing)}, which {type(self).__name__} can not answer "
+                f"(it offers {_names(self.offers)})"
             )
 
     def _squared_distances(self) -> Tensor:
@@ -201,7 +202,8 @@ def refine_distances(distances: Tensor, norms: Tensor, rows: Updates, max_bytes:
 
 def row_norms(values: Tensor) -> Tensor:
     """Squared l2 norms of rows [m, d], accumulated in float64: [m]."""
-    return torch.linalg.vector_norm(values, dim=1, dtype=torch.float64).square()
+    norms: Tensor = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
+    return norms.square()
 
 
 def column_ranges(n: int, d: int, itemsize: int, max_bytes: int) -> Sequence[tuple[int, int]]:

@@ -22,7 +22,9 @@ class DenseUpdates(Updates):
 
     def __init__(self, values: Tensor, clients: Tensor | None = None, layout: Layout = ()) -> None:
         if values.ndim != 2 or not values.is_floating_point():
-            raise ConfigError(f"updates must be a floating point matrix [n, d], got {values.dtype} {list(values.shape)}")
+            raise ConfigError(
+                f"updates must be a floating point matrix [n, d], got {values.dtype} {list(values.shape)}"
+            )
         n = len(values)
         if clients is not None and clients.shape != (n,):
             raise ConfigError(f"clients must hold one id a row [{n}], got {list(clients.shape)}")

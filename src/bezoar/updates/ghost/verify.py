@@ -20,7 +20,7 @@ from bezoar.updates.ghost.run import Loss, ghost_gradients, sample_losses
 #: Samples looked at, two a client so that cross terms count.
 _SAMPLES = 8
 
-#: Largest relative error that rounding explains; half precision gets the last value.
+#: Largest relative error that rounding explains; the last is for half precision and autocast.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 _HALF_TOLERANCE = 0.1
 
@@ -68,14 +68,15 @@ def _compare(model: nn.Module, loss_fn: Loss, inputs: Tensor, targets: Tensor, l
             found = torch.autograd.grad(total, trainable, allow_unused=True, materialize_grads=True)
         else:
             found = tuple(torch.zeros_like(p) for p in trainable)
-    return _agree(ghost.double(), torch.cat([g.reshape(-1) for g in found]).double(), layout, ghost.dtype)
+    rough = torch.is_autocast_enabled(ghost.device.type)
+    tolerance = _HALF_TOLERANCE if rough else _TOLERANCE.get(ghost.dtype, _HALF_TOLERANCE)
+    return _agree(ghost.double(), torch.cat([g.reshape(-1) for g in found]).double(), layout, tolerance)
 
 
-def _agree(ghost: Tensor, plain: Tensor, layout: Layout, dtype: torch.dtype) -> bool | None:
+def _agree(ghost: Tensor, plain: Tensor, layout: Layout, tolerance: float) -> bool | None:
     """Whether two gradients are equal up to rounding, tensor by tensor; None if they can not tell."""
     if not torch.isfinite(plain).all() or not (plain.any() or ghost.any()):
         return None
-    tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
     whole = torch.linalg.vector_norm(plain)
     for segment in layout:
         mine, theirs = ghost[segment.start : segment.stop], plain[segment.start : segment.stop]
