@@ -175,13 +175,23 @@ def test_many_classes_are_drawn_instead_of_tabulated(tmp_path: Path) -> None:
 
 def test_settings_say_which_axis_explains_a_difference(tmp_path: Path) -> None:
     cells = [
-        ({"defence": d, "seed": s}, {"settings": f"seed = {s}\nrounds = 9\n[server]\nk = {10 if d == 'top' else 0}\n"})
+        (
+            {"defence": d, "seed": s},
+            {
+                "settings": f"seed = {s}\nrounds = 9\n[server]\nk = {10 if d == 'top' else 0}\n{'x = 1' if d == 'a' else ''}\n"
+            },
+        )
         for d in ("top", "a", "b")
         for s in (1, 2)
     ]
     text = render(load(write_comparison(tmp_path, ["defence", "seed"], cells)))
     rows = re.findall(r"<td>(?:<code>([^<]*)</code>)?</td><td>([^<]*)</td><td><code>([^<]*)</code></td>", text)
-    assert rows == [("seed", "by seed", "1, 2"), ("server.k", "defence top", "10"), ("", "defence a, b", "0")]
+    assert rows == [
+        ("seed", "by seed", "1, 2"),
+        ("server.k", "defence top", "10"),
+        ("", "defence a, b", "0"),
+        ("server.x", "defence a", "1"),
+    ]
     assert "rounds = 9" in text
 
 

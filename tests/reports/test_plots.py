@@ -37,9 +37,9 @@ def test_pareto_by_brute_force() -> None:
 
 @pytest.mark.parametrize("values", [[0, 0, 0], [1, 2, 50, 50.5], [99, 100], [3], [], [40, 41, 42, 90, 99, 99]])
 def test_spread_keeps_gap_order_and_top(values: list[float]) -> None:
-    places = spread(values, 10, 104)
+    places = spread(values, 10, -1, 104)
     assert all(b - a >= 10 - 1e-9 for a, b in itertools.pairwise(places))
-    assert all(place <= 104 for place in places)
+    assert all(-1 <= place <= 104 for place in places)
 
 
 def test_looks_are_distinct_and_keep_ink_for_the_baseline() -> None:

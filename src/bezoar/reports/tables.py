@@ -8,8 +8,8 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from bezoar.reports.estimates import Estimate
 from bezoar.reports.records import PHASES, Comparison, Run, as_comparison
@@ -70,6 +70,12 @@ class Table:
     rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...] = ()
 
+    def without(self, *keys: str) -> Table:
+        """The same table with fewer columns, for narrow places."""
+        kept = [i for i, column in enumerate(self.columns) if column.key not in keys]
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
+
     def shown(self) -> list[list[str]]:
         """All entries as text."""
         seeds = next((i for i, column in enumerate(self.columns) if column.key == "seeds"), None)
@@ -102,7 +108,8 @@ class Table:
         caption = Text("\n".join(self.notes)) if self.notes else None
         table = RichTable(title=Text(self.title), caption=caption, box=box.SIMPLE_HEAD, title_justify="left")
         for column in self.columns:
-            table.add_column(Text(column.heading), justify="right" if column.numeric else "left")
+            side: Literal["right", "left"] = "right" if column.numeric else "left"
+            table.add_column(Text(column.heading), justify=side, no_wrap=not column.numeric)
         for row in self.shown():
             table.add_row(*map(Text, row))
         return table
