@@ -174,16 +174,11 @@ def test_many_classes_are_drawn_instead_of_tabulated(tmp_path: Path) -> None:
 
 
 def test_settings_say_which_axis_explains_a_difference(tmp_path: Path) -> None:
-    cells = [
-        (
-            {"defence": d, "seed": s},
-            {
-                "settings": f"seed = {s}\nrounds = 9\n[server]\nk = {10 if d == 'top' else 0}\n{'x = 1' if d == 'a' else ''}\n"
-            },
-        )
-        for d in ("top", "a", "b")
-        for s in (1, 2)
-    ]
+    def settings(defence: str, seed: int) -> str:
+        k = 10 if defence == "top" else 0
+        return f"seed = {seed}\nrounds = 9\n[server]\nk = {k}\n" + ("x = 1\n" if defence == "a" else "")
+
+    cells = [({"defence": d, "seed": s}, {"settings": settings(d, s)}) for d in ("top", "a", "b") for s in (1, 2)]
     text = render(load(write_comparison(tmp_path, ["defence", "seed"], cells)))
     rows = re.findall(r"<td>(?:<code>([^<]*)</code>)?</td><td>([^<]*)</td><td><code>([^<]*)</code></td>", text)
     assert rows == [
