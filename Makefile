@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test lint types bench clean
 
 demo: $(STAMP)
-	$(BIN)/bezoar compare quickstart --out runs/quickstart
+	$(BIN)/bezoar compare quickstart --jobs 2 --out runs/quickstart
 
 test: $(STAMP) lint types
 	$(BIN)/python -m pytest

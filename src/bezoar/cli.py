@@ -45,6 +45,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the directory
 Jobs = Annotated[int, typer.Option(min=1, help="Cells to run at a time, each in a process of its own.")]
 
 
+#: Columns that the whole comparison table needs; on narrower terminals the report has the rest.
+_WIDE = 130
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"bezoar {__version__}")
@@ -228,7 +232,11 @@ def _print_tables(folder: Path) -> None:
 
     from bezoar.reports import comparison_table, load
 
-    Console(highlight=False).print(comparison_table(load(folder)).rich())
+    console = Console(highlight=False)
+    table = comparison_table(load(folder))
+    if console.width < _WIDE:
+        table = table.without("row", "test_accuracy_clean", "distance_l1", "seeds", "converged")
+    console.print(table.rich())
 
 
 @app.command()

@@ -28,8 +28,8 @@ def rescale(vector: Tensor, radius: float) -> Tensor:
     """Bring ``vector`` [d] to l2 norm ``radius`` exactly (zero and infinite radius leave it as it is)."""
     if math.isinf(radius):
         return vector
-    norm = torch.linalg.vector_norm(vector).clamp(min=torch.finfo(vector.dtype).tiny)
-    return vector * torch.div(radius, norm)
+    norm = torch.linalg.vector_norm(vector)
+    return vector * torch.where(norm > 0, torch.div(radius, norm), torch.ones_like(norm))
 
 
 @dataclass(frozen=True)

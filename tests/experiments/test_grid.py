@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bezoar.errors import ConfigError
+from bezoar.experiments.grid import Grid, Outcome, compare
+from bezoar.experiments.records import load_tensors
+from bezoar.experiments.run import distances
+from tests.experiments.tiny import TABLE
+
+AXES: dict[str, Any] = {
+    "seed": [0, 1],
+    "attack": [{"label": "none", "kind": "none"}, {"label": "PGD", "kind": "pgd", "aux": 10, "epochs": 1}],
+    "defence": [{"label": "clipping", "preset": "clip", "radius": 1.0}, "none"],
+}
+
+
+def grid(**changes: Any) -> Grid:
+    return Grid.from_table({**TABLE, "rounds": 4, "grid": {**AXES, **changes}}, "g.toml")
+
+
+def test_every_combination_is_a_cell_with_labels() -> None:
+    found = grid()
+    assert found.axes == ("seed", "attack", "defence")
+    assert len(found.cells) == 8
+    assert found.cells[0].labels == {"seed": 0, "attack": "none", "defence": "clipping"}
+    assert found.cells[-1].title == "seed 1, PGD, none"
+    assert len({cell.folder for cell in found.cells}) == 8
+
+
+def test_axes_may_be_dotted_keys_and_a_seed_replaces_the_axis() -> None:
+    table = {**TABLE, "grid": {"model.hidden": [[8], [16]], "defence.k": ["1%", 7], "seed": [1, 2]}}
+    found = Grid.from_table(table, "g.toml", seed=9)
+    assert [cell.experiment.model.options["hidden"] for cell in found.cells] == [[8], [8], [16], [16]]
+    assert {cell.experiment.seed for cell in found.cells} == {9}
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"seed": []}, "grid.seed must be a list of at least one value"),
+        ({"seed": 3}, "grid.seed must be a list"),
+        ({"seed": [1, 1]}, "are the same experiment"),
+        ({"defence": ["none", {"preset": "none", "momentum": 0.5}]}, "two values have the same label"),
+        ({"defence": [{"pipeline": ["mean"]}]}, "needs a label"),
+        ({"defence": ["nome"]}, r"g.toml \[0, none, nome\]: defence: unknown preset 'nome'; did you mean 'none'"),
+        ({"evaluation.evry": [1]}, "unknown key 'evaluation.evry'"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(axes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        grid(**axes)
+
+
+def test_a_file_without_axes_is_no_grid() -> None:
+    with pytest.raises(ConfigError, match=r"no \[grid\] table; run it with 'bezoar run'"):
+        Grid.from_table(TABLE, "g.toml")
+
+
+def test_compare_skips_what_has_finished_and_measures_twins(tmp_path: Path) -> None:
+    first = compare(grid(), tmp_path)
+    assert [outcome.error for outcome in first] == [None] * 8
+    index = json.loads((tmp_path / "comparison.json").read_text())
+    assert len(index["cells"]) == 8
+    cells = {(c["labels"]["seed"], c["labels"]["attack"], c["labels"]["defence"]): c["dir"] for c in index["cells"]}
+    summary = json.loads((tmp_path / cells[0, "PGD", "clipping"] / "summary.json").read_text())
+    attacked, _ = load_tensors(tmp_path / cells[0, "PGD", "clipping"] / "weights.safetensors")
+    clean, _ = load_tensors(tmp_path / cells[0, "none", "clipping"] / "weights.safetensors")
+    assert summary["distance_l2"] == distances(attacked, clean)["distance_l2"] > 0
+    assert json.loads((tmp_path / cells[0, "none", "clipping"] / "summary.json").read_text())["distance_l2"] is None
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("weights.safetensors")}
+    # One more seed: only its cells run.
+    again: list[Outcome] = []
+    compare(grid(seed=[0, 1, 2]), tmp_path, finished=again.append)
+    assert sum(outcome.skipped for outcome in again) == 8
+    assert sum(not outcome.skipped for outcome in again) == 4
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+
+
+def test_parallel_cells_give_the_same_weights(tmp_path: Path) -> None:
+    told: list[str] = []
+    small = grid(seed=[0])
+    compare(small, tmp_path / "two", jobs=2, progress=lambda cell: told.append(cell.title))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        compare(small, tmp_path / "one")
+    finally:
+        torch.set_num_threads(threads)
+    assert set(told) <= {cell.title for cell in small.cells}
+    assert told
+    for cell in small.cells:
+        two, one = (tmp_path / name / cell.folder / "weights.safetensors" for name in ("two", "one"))
+        assert two.read_bytes() == one.read_bytes()
+
+
+def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path) -> None:
+    found = grid(seed=[0], attack=["none"])
+    blocked = tmp_path / found.cells[0].folder
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a directory should be")
+    outcomes = compare(found, tmp_path)
+    assert [outcome.error is None for outcome in outcomes] == [False, True]
+    assert "can not be" in str(outcomes[0].error)
