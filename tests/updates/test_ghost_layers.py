@@ -201,7 +201,7 @@ def test_rows_too_large_to_keep_are_formed_in_slices(monkeypatch: pytest.MonkeyP
 
 
 def test_work_in_small_pieces_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bezoar.updates.ghost.conv.WORK_BYTES", 1)
+    monkeypatch.setattr("bezoar.updates.ghost.conv._TABLE_BYTES", 1)
     monkeypatch.setattr("bezoar.updates.ghost.conv._PIECE_BYTES", 1)
     monkeypatch.setattr("bezoar.updates.ghost.parts.WORK_BYTES", 1)
     for options, shape in (CONVOLUTIONS[1], CONVOLUTIONS[4], CONVOLUTIONS[12], CONVOLUTIONS[14]):

@@ -8,13 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bezoar.updates.ghost.layer import WORK_BYTES, GhostImpossibleError, Matrix, by_client, paired_norms, widened
+from bezoar.updates.ghost.layer import GhostImpossibleError, Matrix, by_client, paired_norms, widened
 
 #: Up to this many numbers under the kernel, unfolding beats the library's weight gradient (CPU).
 _FEW_TAPS = 32
 
 #: Samples copied at a time when rows are formed.
-_PIECE_BYTES = 128 * 2**20
+_PIECE_BYTES = 256 * 2**20
+
+#: Products of all pairs of pixels formed at a time.
+_TABLE_BYTES = 64 * 2**20
 
 
 class Conv2dLayer(Matrix):
@@ -85,7 +88,7 @@ class Conv2dLayer(Matrix):
         seen = size * max(
             b.shape[2] * b.shape[3], (a.shape[2] + 2 * self.padding[0]) * (a.shape[3] + 2 * self.padding[1])
         )
-        step = max(1, WORK_BYTES // (4 * seen**2)) * size
+        step = max(1, _TABLE_BYTES // (4 * seen**2)) * size
         norms = []
         for x, y in zip(torch.split(a, step), torch.split(b, step), strict=True):
             some, doubt = self._ghost_norms(widened(x), widened(y), size)
@@ -98,7 +101,8 @@ class Conv2dLayer(Matrix):
     def _ghost_norms(self, a: Tensor, b: Tensor, size: int) -> tuple[Tensor, Tensor]:
         out = b.shape[2] * b.shape[3]
         taps = self.kernel[0] * self.kernel[1]
-        unfold_is_cheaper = taps * out**2 <= (a.shape[2] * a.shape[3]) ** 2
+        pixels = (a.shape[2] + 2 * self.padding[0]) * (a.shape[3] + 2 * self.padding[1])
+        unfold_is_cheaper = taps * out**2 <= pixels**2
         windows = self._unfolded_gram(a, size) if unfold_is_cheaper else self._shifted_gram(a, size, b.shape[2:])
         right = _positions(b, size)
         return paired_norms(windows, torch.bmm(right, right.transpose(1, 2)))
@@ -111,27 +115,40 @@ class Conv2dLayer(Matrix):
     def _shifted_gram(self, a: Tensor, size: int, out: torch.Size) -> Tensor:
         """Inner products of all windows as sums over the kernel of shifted inner products of pixels.
 
-        Costs C products per pair of pixels instead of C times the kernel's size per pair of windows.
+        Costs C products per pair of pixels instead of C times the kernel's size per pair of windows. With pixels
+        numbered row by row, moving both windows by one pixel is a step along the diagonal, so a shift of the whole
+        table is an offset in memory; rows and columns of the kernel are summed one after the other.
         """
-        rows = _positions(a, size)
-        pixels = torch.bmm(rows, rows.transpose(1, 2))
-        pixels = pixels.view(-1, size, *a.shape[2:], size, *a.shape[2:])
         up, left = self.padding
-        if up or left:
-            pixels = F.pad(pixels, (left, left, up, up, 0, 0, left, left, up, up))
-        total: Tensor | None = None
-        for u in range(self.kernel[0]):
-            for v in range(self.kernel[1]):
-                y, x = self._window(u, 0, out[0]), self._window(v, 1, out[1])
-                part = pixels[:, :, y, x, :, y, x]
-                total = part.clone() if total is None else total.add_(part)
-        assert total is not None
-        positions = size * out[0] * out[1]
-        return total.view(-1, positions, positions)
-
-    def _window(self, offset: int, axis: int, count: int) -> slice:
-        start, stride = offset * self.dilation[axis], self.stride[axis]
-        return slice(start, start + (count - 1) * stride + 1, stride)
+        a = F.pad(a, (left, left, up, up))
+        rows = _positions(a, size)
+        total = torch.bmm(rows, rows.transpose(1, 2)).flatten(1)
+        pixels, (height, width) = rows.shape[1], a.shape[2:]
+        for steps, step in ((self.kernel[1], self.dilation[1]), (self.kernel[0], self.dilation[0] * width)):
+            shift = step * (pixels + 1)
+            if steps > 1:
+                # Entries whose window would leave the table are never read below.
+                kept = total.shape[1] - (steps - 1) * shift
+                shifted = total[:, :kept] + total[:, shift : shift + kept]
+                for i in range(2, steps):
+                    shifted += total[:, i * shift : i * shift + kept]
+                total = shifted
+        image, across = height * width, self.stride[0] * width
+        last = (size - 1) * image + (out[0] - 1) * across + (out[1] - 1) * self.stride[1]
+        assert last * (pixels + 1) < total.shape[1]
+        windows = total.as_strided(
+            (len(total), size, *out, size, *out),
+            (
+                total.stride(0),
+                image * pixels,
+                across * pixels,
+                self.stride[1] * pixels,
+                image,
+                across,
+                self.stride[1],
+            ),
+        )
+        return windows.reshape(len(total), size * out[0] * out[1], -1)
 
     def _rows_in_one_call(self, a: Tensor, b: Tensor, size: int, groups: int) -> Tensor:
         """Clients as groups of one convolution over ``size`` samples.

@@ -45,9 +45,13 @@ class Watch:
 
 def _checksum(values: Tensor) -> Tensor:
     """Sum of the bit patterns as integers, modulo 2**64."""
-    flat = values.reshape(-1)
-    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-    return flat.view(words).sum(dtype=torch.int64)
+    flat, size = values.reshape(-1), values.element_size()
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    # Eight aligned bytes at a time where possible: torch sums other integers many times more slowly.
+    lead = -flat.storage_offset() % (8 // size)
+    stop = lead + max(0, len(flat) - lead) // (8 // size) * (8 // size)
+    ends = torch.cat([flat[:lead], flat[stop:]]).view(kinds[size])
+    return flat[lead:stop].view(torch.int64).sum() * 3 + ends.sum(dtype=torch.int64)
 
 
 class GhostUpdates(Updates):
