@@ -97,14 +97,15 @@ class Matrix(Layer):
 def paired_norms(inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
     """Sums [g] (float64) over products of two stacks of Gram matrices [g, r, r], and which of them to distrust.
 
-    Both were formed in float32: where their diagonals leave its comfortable range, digits are lost.
+    Products are formed in the matrices' own precision: where diagonals, which bound all entries, leave its comfortable
+    range, digits are lost. Overwrites ``inputs``.
     """
     doubt = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
     if inputs.dtype != torch.float64:
-        for gram in (inputs, gradients):
-            largest = gram.diagonal(dim1=1, dim2=2).amax(1)
+        left, right = (gram.diagonal(dim1=1, dim2=2).amax(1) for gram in (inputs, gradients))
+        for largest in (left, right, left * right):
             doubt |= ~((largest > LOW) & (largest < HIGH))
-    return (inputs.double() * gradients.double()).sum((1, 2)).clamp(min=0), doubt
+    return inputs.mul_(gradients).sum((1, 2), dtype=torch.float64).clamp(min=0), doubt
 
 
 def by_client(samples: Tensor, size: int) -> Tensor:
