@@ -122,7 +122,7 @@ def run(
     _prepare(allocator, threads, device)
     table, name = _read(source, settings, seed)
     if "grid" in table:
-        _compare(table, name, seed, out, data_dir, device, 1, quiet, as_json)
+        _compare(table, name, seed, out, data_dir, device, 1, allocator, quiet, as_json)
         return
     from bezoar.experiments import Experiment
     from bezoar.experiments import run as run_experiment
@@ -169,7 +169,7 @@ def compare(
     """Run a grid of experiments, skip the cells that have finished, print one table and write one report."""
     _prepare(allocator, threads, device)
     table, name = _read(source, settings, seed)
-    _compare(table, name, seed, out, data_dir, device, jobs, quiet, as_json)
+    _compare(table, name, seed, out, data_dir, device, jobs, allocator, quiet, as_json)
 
 
 def _compare(
@@ -180,6 +180,7 @@ def _compare(
     data_dir: Path | None,
     device: str,
     jobs: int,
+    allocator: str,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -197,6 +198,7 @@ def _compare(
             data_dir=data_dir,
             device=device,
             jobs=jobs,
+            allocator=allocator,
             command=_command(),
             progress=lambda cell: display.start(cell.title, cell.experiment.rounds),
             finished=lambda outcome: display.finished(outcome.cell.title, _ending(outcome)),

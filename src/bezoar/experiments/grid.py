@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import multiprocessing
+import os
 import queue
 import signal
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bezoar._allocator import tune
 from bezoar.errors import BezoarError, ConfigError
 from bezoar.experiments.config import Experiment, override
 from bezoar.experiments.records import (
@@ -138,6 +140,7 @@ def compare(
     data_dir: str | Path | None = None,
     device: str = "cpu",
     jobs: int = 1,
+    allocator: str = "default",
     command: str | None = None,
     progress: CellProgress | None = None,
     finished: Callable[[Outcome], None] | None = None,
@@ -146,7 +149,8 @@ def compare(
 
     A cell is recorded below ``out`` under the hash of its full configuration: cells that have finished are skipped,
     interrupted ones go on from their checkpoint. A cell that fails does not stop the others. ``jobs`` cells run at a
-    time, in processes of their own that share the processor's threads.
+    time, in processes of their own that share the processor's threads; ``allocator`` is ``"tuned"`` or
+    ``"default"`` for those processes.
     """
     folder = Path(out)
     try:
@@ -171,8 +175,11 @@ def compare(
         outcomes.append(Outcome(cell, summary, None, skipped=True))
         if finished:
             finished(outcomes[-1])
-    play = _in_turn if jobs == 1 else _at_once
-    for outcome in play(todo, folder, data_dir, device, jobs, progress):
+    if jobs == 1:
+        running = _in_turn(todo, folder, data_dir, device, progress)
+    else:
+        running = _at_once(todo, folder, data_dir, device, jobs, allocator, progress)
+    for outcome in running:
         outcomes.append(outcome)
         if finished:
             finished(outcome)
@@ -197,7 +204,6 @@ def _in_turn(
     folder: Path,
     data_dir: str | Path | None,
     device: str,
-    jobs: int,
     progress: CellProgress | None,
 ) -> Iterator[Outcome]:
     for cell in cells:
@@ -210,19 +216,25 @@ _NEWS_SECONDS = 0.2
 _news: Any = None
 
 
-def _start_worker(news: Any, threads: int) -> None:
+def _start_worker(news: Any, threads: int, allocator: str) -> None:
     """Runs once in every worker process. Ctrl-C is the parent's to handle."""
     global _news
     _news = news
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if allocator == "tuned":
+        tune()
     torch.set_num_threads(threads)
 
 
 def _in_worker(cell: Cell, folder: Path, data_dir: str | Path | None, device: str) -> Outcome:
     last = 0.0
+    parent = os.getppid()
 
     def tell(record: Mapping[str, Any]) -> None:
         nonlocal last
+        if os.getppid() != parent:
+            # Whoever asked for this cell is gone; its checkpoint stays.
+            os._exit(1)
         if record["kind"] == "evaluation" or time.monotonic() - last > _NEWS_SECONDS:
             last = time.monotonic()
             _news.put((cell.folder, plain(record)))
@@ -236,6 +248,7 @@ def _at_once(
     data_dir: str | Path | None,
     device: str,
     jobs: int,
+    allocator: str,
     progress: CellProgress | None,
 ) -> Iterator[Outcome]:
     spawn = multiprocessing.get_context("spawn")
@@ -243,7 +256,7 @@ def _at_once(
     by_folder = {cell.folder: cell for cell in cells}
     watchers: dict[str, Progress | None] = {}
     news = spawn.Queue()
-    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(news, threads))
+    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(news, threads, allocator))
     try:
         waiting: set[Future[Outcome]] = {pool.submit(_in_worker, cell, folder, data_dir, device) for cell in cells}
         while waiting:

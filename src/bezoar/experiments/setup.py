@@ -118,7 +118,11 @@ def _goal(
 def as_input(batch: Tensor, device: torch.device) -> Tensor:
     """Samples as the model takes them; images in the memory format that convolutions like."""
     batch = batch.to(device)
-    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+    if batch.ndim != 4:
+        return batch
+    # Spelt out: ``contiguous(memory_format=...)`` leaves the strides of one-channel images as they are, and layers
+    # whose weights are views into one vector would then work in the slow format.
+    return batch.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def _at(key: str, action: Callable[[], T]) -> T:
