@@ -1,0 +1,57 @@
+"""Every recipe, cut down to seconds: all its cells are valid, and its attacked cells run two rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bezoar.data import DATASETS
+from bezoar.errors import ConfigError
+from bezoar.experiments import run
+from bezoar.experiments.config import override, read_toml
+from bezoar.experiments.grid import Grid
+from bezoar.recipes import find, recipes
+
+SMALL = {
+    "quickstart": {"rounds": 3},
+    "fashion-mnist-cross-device": {"rounds": 2, "model.width": 4, "model.hidden": 16},
+    "cifar10-cross-device": {"rounds": 1, "model.width": 4},
+    "cifar10-cross-silo": {"rounds": 1, "model.width": 4},
+}
+
+
+def small(name: str) -> Grid:
+    table = override(read_toml(find(name)), {**SMALL[name], "evaluation.every": 1000})
+    return Grid.from_table(table, name, seed=0)
+
+
+def test_every_recipe_has_a_small_version_and_a_description() -> None:
+    assert set(SMALL) == set(recipes())
+    assert all(read_toml(path)["description"] for path in recipes().values())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "quickstart"])
+def test_small_version_runs_on_real_data(name: str, data_dir: Path) -> None:
+    attacked = [cell for cell in small(name).cells if cell.experiment.attack is not None]
+    if (
+        DATASETS[attacked[0].experiment.data.dataset].files
+        and not (data_dir / attacked[0].experiment.data.dataset).exists()
+    ):
+        pytest.skip(f"no {attacked[0].experiment.data.dataset} in {data_dir}")
+    for cell in attacked[-2:]:
+        result = run(cell.experiment, data_dir=data_dir)
+        assert result.summary["rounds_skipped"] == 0
+        assert result.attack_accuracy is not None
+
+
+def test_quickstart_small() -> None:
+    for cell in small("quickstart").cells:
+        result = run(cell.experiment)
+        assert result.summary["rounds"] == 3
+
+
+def test_unknown_recipes_name_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        find("quickstat")
