@@ -50,7 +50,7 @@ class Display:
         if self._live:
             self._tasks[title] = self._bars.add_task(title, total=rounds, note="")
         else:
-            self._console.print(f"{title}: {rounds} rounds")
+            self._console.print(f"{title}: {rounds} rounds", markup=False, soft_wrap=True)
         return _Watch(self, title, rounds)
 
     def finished(self, title: str, ending: str) -> None:
@@ -63,7 +63,7 @@ class Display:
                 self._bars.remove_task(self._tasks.pop(title))
             self._bars.console.print(f"{title}: {ending}", markup=False)
         else:
-            self._console.print(f"[{self._done}/{self._cells}] {title}: {ending}", markup=False)
+            self._console.print(f"[{self._done}/{self._cells}] {title}: {ending}", markup=False, soft_wrap=True)
 
     def show(self, title: str, round: int, rounds: int, note: str, evaluated: bool) -> None:
         """One round or evaluation of the current run."""
@@ -71,7 +71,7 @@ class Display:
             self._bars.update(self._tasks[title], completed=round, note=note)
         elif evaluated:
             where = f"{title}, " if self._cells > 1 else ""
-            self._console.print(f"  {where}round {round}/{rounds}  {note}", markup=False)
+            self._console.print(f"  {where}round {round}/{rounds}  {note}", markup=False, soft_wrap=True)
 
 
 class _Watch:
