@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from _common import Timing, interleave, peak_bytes, table
 from torch import Tensor
 
-from bezoar._allocator import tune
+from bezoar.allocator import tune
 from bezoar.aggregation import Clip, Mean
 from bezoar.models import FlatModel, make_model
 from bezoar.servers import SGD, Server, SparseFed

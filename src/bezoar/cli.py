@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from bezoar._allocator import tune
+from bezoar.allocator import tune
 from bezoar._version import __version__
 from bezoar.errors import BezoarError, ConfigError
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bezoar._allocator import tune
+from bezoar.allocator import tune
 from bezoar.errors import BezoarError, ConfigError
 from bezoar.experiments.config import Experiment, override
 from bezoar.experiments.records import (
@@ -207,7 +207,10 @@ def _in_turn(
     progress: CellProgress | None,
 ) -> Iterator[Outcome]:
     for cell in cells:
-        yield _one(cell, folder, data_dir, device, progress(cell) if progress else None)
+        try:
+            yield _one(cell, folder, data_dir, device, progress(cell) if progress else None)
+        except Interrupted:
+            raise Interrupted(f"stopped in [{cell.title}]; run the same command to go on from there") from None
 
 
 #: Seconds between two messages of a worker about its progress.
