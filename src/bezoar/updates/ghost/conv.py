@@ -14,7 +14,7 @@ from bezoar.updates.ghost.layer import GhostImpossibleError, Matrix, by_client, 
 _FEW_TAPS = 32
 
 #: Samples copied at a time when rows are formed.
-_PIECE_BYTES = 256 * 2**20
+_PIECE_BYTES = 64 * 2**20
 
 #: Products of all pairs of pixels formed at a time.
 _TABLE_BYTES = 64 * 2**20
