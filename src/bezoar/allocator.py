@@ -27,7 +27,7 @@ def tune() -> bool:
         library.gnu_get_libc_version()
         done = [
             library.mallopt(_M_MMAP_MAX, 0),
-            library.mallopt(_M_TRIM_THRESHOLD, -1),
+            library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1),
             library.mallopt(_M_TOP_PAD, 256 * 2**20),
         ]
     except (OSError, AttributeError):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from bezoar.allocator import tune
 from bezoar._version import __version__
+from bezoar.allocator import tune
 from bezoar.errors import BezoarError, ConfigError
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ def _prepare(allocator: str, threads: int | None, device: str) -> None:
         torch.set_num_threads(threads)
     try:
         kind = torch.device(device)
-        torch.zeros(1, device=kind)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=kind).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"--device {device}: not available here: {str(error).splitlines()[0]}") from None
 
 
-def _read(source: str, settings: list[str] | None, seed: int | None) -> tuple[dict[str, Any], str]:
-    """The table that SOURCE names, with --set and --seed applied, and what to call it in errors."""
-    from bezoar.experiments.config import override, parse_value, read_toml
+def _read(source: str, settings: list[str] | None) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """The table that SOURCE names, what --set asks for, and what to call the table in errors."""
+    from bezoar.experiments.config import parse_value, read_toml
     from bezoar.recipes import find
 
     path = find(source)
@@ -92,9 +92,7 @@ def _read(source: str, settings: list[str] | None, seed: int | None) -> tuple[di
         if not separator or not key.strip():
             raise ConfigError(f"--set takes KEY=VALUE, e.g. --set rounds=100, got {setting!r}")
         values[key.strip()] = parse_value(text.strip())
-    if seed is not None and "grid" not in table:
-        values["seed"] = seed
-    return override(table, values), str(path)
+    return table, values, str(path)
 
 
 def _command() -> str:
@@ -120,16 +118,19 @@ def run(
     A recipe that is a grid runs as with 'bezoar compare'.
     """
     _prepare(allocator, threads, device)
-    table, name = _read(source, settings, seed)
+    table, values, name = _read(source, settings)
     if "grid" in table:
-        _compare(table, name, seed, out, data_dir, device, 1, allocator, quiet, as_json)
+        _compare(table, values, name, seed, out, data_dir, device, 1, allocator, quiet, as_json)
         return
     from bezoar.experiments import Experiment
     from bezoar.experiments import run as run_experiment
+    from bezoar.experiments.config import override
     from bezoar.experiments.progress import Display
     from bezoar.reports import write_report
 
-    experiment = Experiment.from_table(table, name)
+    if seed is not None:
+        values["seed"] = seed
+    experiment = Experiment.from_table(override(table, values), name)
     folder = out or Path("runs") / experiment.name
     with Display(quiet=quiet, stderr=as_json) as display:
         progress = display.start(experiment.name, experiment.rounds)
@@ -168,12 +169,13 @@ def compare(
 ) -> None:
     """Run a grid of experiments, skip the cells that have finished, print one table and write one report."""
     _prepare(allocator, threads, device)
-    table, name = _read(source, settings, seed)
-    _compare(table, name, seed, out, data_dir, device, jobs, allocator, quiet, as_json)
+    table, values, name = _read(source, settings)
+    _compare(table, values, name, seed, out, data_dir, device, jobs, allocator, quiet, as_json)
 
 
 def _compare(
     table: dict[str, Any],
+    values: dict[str, Any],
     name: str,
     seed: int | None,
     out: Path | None,
@@ -189,7 +191,7 @@ def _compare(
     from bezoar.experiments.progress import Display
     from bezoar.reports import write_report
 
-    grid = Grid.from_table(table, name, seed)
+    grid = Grid.from_table(table, name, seed, values)
     folder = out or Path("runs") / grid.name
     with Display(quiet=quiet, stderr=as_json, cells=len(grid.cells)) as display:
         outcomes = compare_grid(
@@ -252,7 +254,11 @@ def report(directory: Annotated[Path, typer.Argument(help="A run's or a comparis
 @app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="recipes, rules, attacks, datasets, models, partitions, servers, schedules, presets")
+        str,
+        typer.Argument(
+            help="recipes, rules, attacks, datasets, models, partitions, samplings, clients, servers, schedules, "
+            "posts, presets"
+        ),
     ],
 ) -> None:
     """List what an experiment can be made of: names, parameters, one line each."""

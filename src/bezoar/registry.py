@@ -47,7 +47,17 @@ class Registry(Generic[T]):
 
     def name(self, part: T) -> str:
         """The name under which the class of ``part`` is registered."""
+        if type(part) not in self._names:
+            kind = type(part).__name__
+            raise ConfigError(f"{kind} has no name as a {self.what}: register it first, add('my-name', {kind})")
         return self._names[type(part)]
+
+    def add(self, name: str, part: type[T]) -> None:
+        """Register a part of your own, a frozen dataclass, under a new name."""
+        if name in self._parts:
+            raise ConfigError(f"there is a {self.what} named {name!r} already")
+        self._parts[name] = part
+        self._names[part] = name
 
     def build(self, table: Any) -> T:
         """The part that ``table`` describes: a name, a table with ``kind``, or a finished part (returned as it is)."""

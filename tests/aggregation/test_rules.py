@@ -170,6 +170,15 @@ def test_input_is_never_changed_and_kind_and_dtype_are_kept(rule: Rule) -> None:
     np.testing.assert_allclose(state["w"].flatten().numpy(), rule(array), rtol=1e-12)
 
 
+def test_the_largest_numbers_do_not_overflow_on_the_way() -> None:
+    values = torch.full((5, 1), 3e38)
+    for rule in (Mean(), Median(), TrimmedMean(f=0), TrimmedMean(f=1), Krum(f=1)):
+        assert rule(values).item() == pytest.approx(3e38)
+    tiny = torch.zeros(5, 2, dtype=torch.float64)
+    tiny[1, 0] = 1e-310
+    assert torch.isfinite(Krum(f=1)(tiny)).all()
+
+
 def test_half_precision_accumulates_in_single() -> None:
     values = torch.full((4096, 1), 1.0, dtype=torch.float16)
     assert Mean()(values).item() == pytest.approx(1.0)
@@ -205,6 +214,10 @@ def test_radius_must_be_positive(bad: object) -> None:
 def test_pipelines_end_in_a_rule() -> None:
     with pytest.raises(ConfigError, match="Mean"):
         (Clip(5.0) >> Clip(1.0))(rows())
+    with pytest.raises(ConfigError, match="Mean"):
+        (Clip(5.0) >> Clip(1.0)).aggregate(rows())
+    with pytest.raises(ConfigError, match="Mean"):
+        Clip(5.0).aggregate(rows())
     with pytest.raises(ConfigError, match="already ends"):
         (Clip(5.0) >> Mean()) >> Mean()
     with pytest.raises(ConfigError, match="ends in a rule"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,9 @@ def test_the_hash_covers_everything_that_decides_the_result() -> None:
         ({"adversary.stop": 1, "adversary.start": 2}, r"stop=1 is before start=2"),
         ({"learning_rate": {"kind": "triangle", "peak": 1.0}}, r"unknown schedule 'triangle'; did you mean 'triang"),
         ({"learning_rate.lr": 0.0}, r"learning_rate: schedule 'constant': constant: lr must be a positive number"),
+        ({"defence": {"preset": ["clip"]}}, r"defence: unknown preset \['clip'\]"),
+        ({"defence": {"pipeline": ["mean"], "post": 5}}, r"defence: post must be a list"),
+        ({"attack.lr": 1e300}, r"lr must be a positive number of at most 1e30"),
         ({"name": "a/b"}, r"name must be usable as a folder name"),
         ({"seed": -1}, r"seed: "),
     ],
@@ -144,6 +148,16 @@ def test_adaptive_clipping_follows_the_learning_rate() -> None:
     assert adaptive.rule(0.5) == Clip(2.0) >> Mean()
     assert defence({"preset": "clip", "radius": 4.0}).radius(0.5) == 4.0
     assert defence("none").radius(1.0) == float("inf")
+
+
+def test_an_unregistered_rule_says_how_to_register_it() -> None:
+    @dataclass(frozen=True)
+    class Mine(Mean):
+        """Mine."""
+
+    own = tiny().model_copy(update={"defence": Defence(Mine(), SGD())})
+    with pytest.raises(ConfigError, match=r"Mine has no name as a rule: register it first, add\('my-name', Mine\)"):
+        own.table()
 
 
 def test_attack_none_in_all_spellings() -> None:

@@ -20,8 +20,11 @@ AXES: dict[str, Any] = {
 }
 
 
+BASE = {key: value for key, value in TABLE.items() if key not in AXES} | {"rounds": 4}
+
+
 def grid(**changes: Any) -> Grid:
-    return Grid.from_table({**TABLE, "rounds": 4, "grid": {**AXES, **changes}}, "g.toml")
+    return Grid.from_table({**BASE, "grid": {**AXES, **changes}}, "g.toml")
 
 
 def test_every_combination_is_a_cell_with_labels() -> None:
@@ -34,7 +37,8 @@ def test_every_combination_is_a_cell_with_labels() -> None:
 
 
 def test_axes_may_be_dotted_keys_and_a_seed_replaces_the_axis() -> None:
-    table = {**TABLE, "grid": {"model.hidden": [[8], [16]], "defence.k": ["1%", 7], "seed": [1, 2]}}
+    base = {**BASE, "attack": TABLE["attack"], "defence": {"preset": "sparsefed"}, "model": {"name": "mlp"}}
+    table = {**base, "grid": {"model.hidden": [[8], [16]], "defence.k": ["1%", 7], "seed": [1, 2]}}
     found = Grid.from_table(table, "g.toml", seed=9)
     assert [cell.experiment.model.options["hidden"] for cell in found.cells] == [[8], [8], [16], [16]]
     assert {cell.experiment.seed for cell in found.cells} == {9}
@@ -64,6 +68,12 @@ def test_a_file_without_axes_is_no_grid() -> None:
 
 def test_compare_skips_what_has_finished_and_measures_twins(tmp_path: Path) -> None:
     first = compare(grid(), tmp_path)
+    assert [o.summary is not None and o.summary["distance_l2"] is not None for o in first] == [
+        False,
+        False,
+        True,
+        True,
+    ] * 2
     assert [outcome.error for outcome in first] == [None] * 8
     index = json.loads((tmp_path / "comparison.json").read_text())
     assert len(index["cells"]) == 8
@@ -97,6 +107,28 @@ def test_parallel_cells_give_the_same_weights(tmp_path: Path) -> None:
     for cell in small.cells:
         two, one = (tmp_path / name / cell.folder / "weights.safetensors" for name in ("two", "one"))
         assert two.read_bytes() == one.read_bytes()
+
+
+def test_settings_reach_every_cell_and_never_fight_an_axis() -> None:
+    table = {**BASE, "grid": {"attack": AXES["attack"], "seed": [0]}, "defence": "none"}
+    found = Grid.from_table(table, "g.toml", settings={"attack.aux": 7, "rounds": 9})
+    assert {cell.experiment.rounds for cell in found.cells} == {9}
+    assert [getattr(cell.experiment.attack, "aux", None) for cell in found.cells] == [None, 7]
+    with pytest.raises(ConfigError, match=r"unknown key 'evaluation\.evry'"):
+        Grid.from_table(table, "g.toml", settings={"evaluation.evry": 7})
+    with pytest.raises(ConfigError, match="seed can not be set, it is an axis"):
+        Grid.from_table(table, "g.toml", settings={"seed": 7})
+    with pytest.raises(ConfigError, match="attack is set above and is an axis"):
+        Grid.from_table({**table, "attack": {"kind": "pgd"}}, "g.toml")
+
+
+def test_any_error_of_a_cell_is_its_own(tmp_path: Path) -> None:
+    models = [{"label": "bad", "name": "tests.experiments.models:broken"}, {"label": "good", "name": "linear"}]
+    base = {**BASE, "defence": "none", "attack": "none", "grid": {"model": models}}
+    base.pop("model")
+    bad, good = compare(Grid.from_table(base, "g.toml"), tmp_path)
+    assert bad.error == "RuntimeError: broken on purpose"
+    assert good.error is None
 
 
 def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path) -> None:

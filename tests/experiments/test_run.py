@@ -130,9 +130,75 @@ def test_divergence_is_a_result_not_a_crash() -> None:
         assert result.summary["test_accuracy"] is None
 
 
+def test_a_cohort_of_attackers_only_is_a_skipped_round() -> None:
+    result = run(tiny(adversary={"share": 1.0}, attack="random-direction", rounds=3))
+    assert [r["skipped"] is not None for r in result.rounds] == [True] * 3
+    assert "all 20 clients of the cohort are malicious" in result.rounds[0]["skipped"]
+    assert result.summary["rounds_skipped"] == 3
+
+
+def test_attackers_that_send_nan_can_not_end_a_run() -> None:
+    adversary = {"share": 0.5, "per_round": 10}
+    attack = {"kind": "pgd", "aux": 10, "lr": 1e30}
+    result = run(tiny(adversary=adversary, attack=attack, rounds=3, defence={"preset": "trimmed-mean", "f": 2}))
+    assert all("10 of 20 updates are not finite" in r["skipped"] for r in result.rounds)
+    tolerated = run(tiny(adversary=adversary, attack=attack, rounds=3, defence="none"))
+    assert [r["excluded"] for r in tolerated.rounds] == [10] * 3
+    assert tolerated.summary["test_accuracy"] is not None
+
+
+def test_dropout_draws_of_a_client_do_not_depend_on_the_others() -> None:
+    settings: dict[str, Any] = {
+        "model": {"name": "tests.experiments.models:with_dropout"},
+        "attack": "none",
+        "rounds": 2,
+        "defence": {"preset": "clip", "radius": 0.01},
+    }
+    clients = {"kind": "local", "epochs": 2, "batch_size": 1}
+    kept = run(tiny(clients=clients, **settings))
+    streamed = run(tiny(clients={**clients, "max_bytes": 1}, **settings))
+    assert distances(kept.weights, streamed.weights)["distance_l2"] < 1e-6
+
+
+@pytest.mark.parametrize("clients", [{"kind": "gradient"}, {"kind": "local", "epochs": 2}])
+def test_batch_norm_is_refused_with_advice(clients: Any) -> None:
+    with pytest.raises(ConfigError, match=r"BatchNorm1d, which mixes the samples of different clients.*GroupNorm"):
+        run(tiny(model={"name": "tests.experiments.models:with_batch_norm"}, clients=clients))
+
+
+def test_adaptive_clipping_survives_a_rate_of_zero() -> None:
+    schedule = {"kind": "piecewise-linear", "points": [[0.0, 0.1], [0.5, 0.0], [1.0, 0.0]]}
+    defence = {"preset": "clip", "radius": 1.0, "adaptive_clip": True}
+    assert run(tiny(learning_rate=schedule, defence=defence, clients={"kind": "local"})).summary["rounds"] == 12
+
+
+def test_two_noises_of_a_round_are_independent() -> None:
+    noise = {"kind": "gaussian-noise", "std": 1.0}
+    one = run(tiny(rounds=1, attack="none", defence={"preset": "none", "momentum": 0.0, "post": [noise]}))
+    none = run(tiny(rounds=1, attack="none", defence={"preset": "none", "momentum": 0.0}))
+    two = run(tiny(rounds=1, attack="none", defence={"preset": "none", "momentum": 0.0, "post": [noise, noise]}))
+    ratio = distances(two.weights, none.weights)["distance_l2"] / distances(one.weights, none.weights)["distance_l2"]
+    assert ratio == pytest.approx(2**0.5, rel=0.05)
+
+
+def test_a_diverged_run_with_a_random_attack_is_still_a_result() -> None:
+    result = run(
+        tiny(learning_rate={"kind": "constant", "lr": 1e30}, attack="random-direction", defence="none", rounds=6)
+    )
+    assert result.summary["converged"] is False
+
+
+def test_resume_never_takes_over_another_configuration(tmp_path: Path) -> None:
+    tmp_path.joinpath("experiment.toml").write_text(tiny(seed=8).dumps())
+    with pytest.raises(ConfigError, match="another configuration"):
+        run(tiny(), tmp_path, resume=True)
+    assert "seed = 8" in tmp_path.joinpath("experiment.toml").read_text()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"model": {"name": "mlp", "classes": 3}}, "model.classes: follows from the data set"),
         ({"defence__k": 10**6}, "k=1000000 is more than the model's"),
         ({"sampling": {"kind": "uniform", "cohort": 601}}, "sampling: cohort=601 of 600 clients"),
         ({"adversary": {"count": 601}}, "adversary: count=601 compromised clients of 600"),
@@ -245,6 +311,20 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
         run(tiny(), tmp_path, progress=stop)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"rubbish")
     with pytest.raises(BezoarError, match=r"checkpoint.safetensors: can not be read"):
+        run(tiny(), tmp_path, resume=True)
+
+
+def test_records_shorter_than_the_checkpoint_says_are_named(tmp_path: Path) -> None:
+    def stop(record: Any) -> None:
+        if record["round"] == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    with pytest.raises(Interrupted):
+        run(tiny(), tmp_path, progress=stop)
+    with (tmp_path / METRICS).open("rb+") as file:
+        file.truncate(100)
+    with pytest.raises(BezoarError, match=r"metrics.jsonl: damaged: shorter than the checkpoint says"):
         run(tiny(), tmp_path, resume=True)
 
 

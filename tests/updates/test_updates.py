@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bezoar.aggregation import Median, TrimmedMean
 from bezoar.errors import BezoarError, ConfigError, UnsupportedError
 from bezoar.updates import DenseUpdates, Mixed, Needs, Stacked
 from bezoar.updates.convert import as_updates
@@ -136,9 +137,9 @@ def test_mappings_come_back_with_names_and_shapes() -> None:
     [
         ([], "empty"),
         (torch.ones(3), "matrix"),
-        ([torch.ones(2), torch.ones(3)], "update 1"),
-        ([{"a": torch.ones(2)}, {"b": torch.ones(2)}], "names of update 0"),
-        ([{"a": torch.ones(2)}, {"a": torch.ones(3)}], "update 1, 'a'"),
+        ([torch.ones(2, dtype=torch.complex64)], "none of them"),
+        (torch.ones(2, 2, dtype=torch.complex64), "real numbers"),
+        (["a", "b"], "none of them"),
         ("text", "must be"),
         (7, "must be"),
     ],
@@ -146,6 +147,69 @@ def test_mappings_come_back_with_names_and_shapes() -> None:
 def test_wrong_input_is_refused_with_a_reason(bad: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         as_updates(bad)
+
+
+GOOD = [{"w": torch.full((2,), float(i)), "b": torch.ones(1)} for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        {"w": torch.zeros(3), "b": torch.ones(1)},
+        {"w": torch.zeros(2)},
+        {"w": torch.zeros(2), "b": torch.ones(1), "extra": torch.ones(1)},
+        {"w": "text", "b": torch.ones(1)},
+        {},
+        None,
+        torch.zeros(3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_malformed_mapping_is_a_hostile_row_wherever_it_stands(evil: object, place: int) -> None:
+    rows: list[object] = [*GOOD]
+    rows.insert(place, evil)
+    answer = Median().aggregate(rows)
+    assert answer.excluded == {place: "other names or shapes than the majority"}
+    assert Median()(rows)["w"].tolist() == [2.5, 2.5]
+
+
+@pytest.mark.parametrize("evil", [torch.zeros(3), torch.zeros(2, 1), "text", None, {"a": 1.0}], ids=str)
+def test_a_malformed_vector_is_a_hostile_row(evil: object) -> None:
+    rows: list[object] = [evil, *(torch.full((2,), float(i)) for i in range(6))]
+    answer = TrimmedMean(f=2).aggregate(rows)
+    assert answer.excluded == {0: "not a vector of length 2"}
+    assert answer.vector.tolist() == [2.5, 2.5]
+
+
+def test_one_client_does_not_decide_the_type() -> None:
+    rows = [{"w": torch.zeros(2, dtype=torch.int64)}, *({"w": torch.full((2,), 0.5)} for _ in range(6))]
+    answer = Median()(rows)["w"]
+    assert answer.dtype == torch.float32
+    assert answer.tolist() == [0.5, 0.5]
+
+
+def test_integer_entries_keep_their_digits() -> None:
+    rows = [{"w": torch.ones(1), "n": torch.tensor(2**24 + 1)} for _ in range(3)]
+    answer = Median()(rows)
+    assert int(answer["n"]) == 2**24 + 1
+    assert answer["w"].dtype == torch.float32
+
+
+def test_a_vector_with_nan_spoils_only_the_rows_that_use_it() -> None:
+    basis = matrix(3, 10, seed=1)
+    basis[1, 4] = torch.nan
+    stacked = Stacked(DenseUpdates(matrix(6, 10)), torch.eye(3), basis)
+    assert stacked.finite().tolist() == [True] * 7 + [False, True]
+    assert TrimmedMean(f=1).aggregate(stacked).excluded == {7: "not finite"}
+    kept = stacked.select(torch.tensor([0, 6, 8]))
+    check_against(kept, torch.cat([matrix(6, 10)[:1], basis[[0, 2]]]), 1e-12)
+    gram = stacked.gram()
+    assert torch.isnan(gram[7]).all()
+    assert torch.isfinite(gram[[0, 6, 8]][:, [0, 6, 8]]).all()
+    one = torch.zeros(9, dtype=torch.float64)
+    one[7] = 1.0
+    assert torch.isnan(stacked.combine(one)).all()
 
 
 def test_constructors_check_shapes() -> None:

@@ -130,11 +130,11 @@ def gate(rows: Updates, tolerance: int | None, who: str, *, spare: bool = False)
         if len(bad) > limit:
             ids = rows.clients[bad[:20]].tolist()
             raise HostileRowsError(
-                f"{who}: {len(bad)} of {n} updates are not finite but at most {limit} may be; "
+                f"{who}: {len(bad)} of {n} updates are not finite or malformed but at most {limit} may be; "
                 f"rows {bad[:20]} (clients {ids}){' ...' if len(bad) > 20 else ''}",
                 tuple(bad),
             )
-    return finite.nonzero().flatten(), dict.fromkeys(bad, "not finite")
+    return finite.nonzero().flatten(), {row: rows.flaws.get(row, "not finite") for row in bad}
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,10 @@ class Mixing(Part):
     def __rshift__(self, after: Mixing | Rule) -> Any:
         return _Open((self,)) >> after
 
+    def aggregate(self, *arguments: Any, **options: Any) -> Aggregate:
+        """A mixing aggregates nothing: a ConfigError that says how to end it."""
+        return _Open((self,)).aggregate()
+
 
 @dataclass(frozen=True)
 class _Open:
@@ -256,6 +260,9 @@ class _Open:
         raise ConfigError(f"a pipeline goes on with a mixing or a rule, got {after!r}")
 
     def __call__(self, updates: Any) -> Any:
+        return self.aggregate()
+
+    def aggregate(self, *arguments: Any, **options: Any) -> Aggregate:
         names = " >> ".join(part.name for part in self.mixings)
         raise ConfigError(f"{names} is no complete defence: end it with a rule, for example {names} >> Mean()")
 

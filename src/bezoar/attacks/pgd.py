@@ -103,8 +103,8 @@ class PGD(_Targeted):
         super().__post_init__()
         if self.epochs < 1 or self.batch_size < 1:
             raise ConfigError("pgd: epochs and batch_size must be at least 1")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ConfigError(f"pgd: lr must be a positive number, got {self.lr}")
+        if not 0 < self.lr <= 1e30:
+            raise ConfigError(f"pgd: lr must be a positive number of at most 1e30, got {self.lr}")
 
     def vector(self, context: AttackContext, goal: Goal, radius: float, draws: torch.Generator) -> Tensor:
         model, start = context.scratch, context.weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,14 +32,15 @@ class RandomDirection(UpdateAttack):
     def __post_init__(self) -> None:
         if self.radius is not None and not self.radius > 0:
             raise ConfigError(f"random-direction: radius must be positive, got {self.radius}")
-        if not self.scale > 0:
-            raise ConfigError(f"random-direction: scale must be positive, got {self.scale}")
+        if not (self.scale > 0 and math.isfinite(self.scale)):
+            raise ConfigError(f"random-direction: scale must be a positive number, got {self.scale}")
 
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
         radius = context.radius if self.radius is None else self.radius
         if radius == float("inf"):
             norms = view.squared_norms()
-            radius = self.scale * float(norms[torch.isfinite(norms)].max().sqrt())
+            finite = norms[torch.isfinite(norms)]
+            radius = self.scale * float(finite.max().sqrt() if len(finite) else 1.0)
         vectors = []
         for sender in [0] if self.collude else context.clients.tolist():
             noise = torch.randn(view.shape[1], generator=generator(context.seed, "attack", context.round, sender))

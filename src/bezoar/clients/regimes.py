@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from bezoar.clients.scratch import Scratch
 from bezoar.errors import ConfigError
 from bezoar.registry import Registry
-from bezoar.seeding import generator
-from bezoar.updates.base import Needs, Updates
+from bezoar.seeding import derive, generator
+from bezoar.updates.base import Updates
 from bezoar.updates.dense import DenseUpdates
 from bezoar.updates.gradients import client_gradients, layout_of
 from bezoar.updates.mixed import Mixed
@@ -37,7 +38,6 @@ class Work:
         lr: the round's learning rate.
         round: the round, from 1.
         seed: the experiment's seed.
-        needs: what the defence will ask of the updates.
     """
 
     model: nn.Module
@@ -50,7 +50,6 @@ class Work:
     lr: float
     round: int
     seed: int
-    needs: Needs
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ class LocalSGD(Clients):
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 0:
             raise ConfigError("local: epochs must be at least 1 and batch_size at least 0")
-        if not self.server_lr_factor > 0:
-            raise ConfigError("local: server_lr_factor must be positive")
+        if not (self.server_lr_factor > 0 and math.isfinite(self.server_lr_factor)):
+            raise ConfigError(f"local: server_lr_factor must be a positive number, got {self.server_lr_factor}")
 
     def updates(self, work: Work) -> Updates:
         if self.epochs == 1 and self.batch_size == 0:
@@ -143,10 +142,14 @@ class LocalSGD(Clients):
         model.load(work.weights)
         draws = generator(work.seed, "batches", work.round, client)
         size = self.batch_size or len(targets)
-        for _ in range(self.epochs):
-            order = torch.randperm(len(targets), generator=draws).to(targets.device)
-            for batch in torch.split(order, size):
-                model.descend(work.loss_fn, inputs[batch], targets[batch], work.lr)
+        cuda = [targets.device] if targets.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            # Dropout draws from the global stream: a client's must not depend on who trained before it.
+            torch.manual_seed(derive(work.seed, "local", work.round, client))
+            for _ in range(self.epochs):
+                order = torch.randperm(len(targets), generator=draws).to(targets.device)
+                for batch in torch.split(order, size):
+                    model.descend(work.loss_fn, inputs[batch], targets[batch], work.lr)
         return work.weights - model.weights
 
     def server_lr(self, lr: float) -> float:

@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticSerializationError
 
 from bezoar.attacks import ATTACKS, Attack, UpdateAttack
 from bezoar.clients import CLIENTS, Clients, Gradient
@@ -183,7 +184,10 @@ class Experiment(Settings):
 
     def table(self) -> dict[str, Any]:
         """The experiment as plain tables, everything resolved, without empty keys."""
-        table: dict[str, Any] = _without_none(self.model_dump(mode="python"))
+        try:
+            table: dict[str, Any] = _without_none(self.model_dump(mode="python"))
+        except PydanticSerializationError as error:
+            raise ConfigError(str(error).rpartition("ConfigError: ")[2]) from None
         return table
 
     def hash(self) -> str:

@@ -13,6 +13,9 @@ from bezoar.aggregation.noise import POSTS, Post
 from bezoar.errors import ConfigError, nearest
 from bezoar.servers import SERVERS, SGD, Server
 
+#: A schedule may reach zero, a radius may not.
+_TINY = 1e-300
+
 
 @dataclass(frozen=True)
 class Defence:
@@ -38,7 +41,8 @@ class Defence:
         if not self.adaptive_clip or not isinstance(self.pipeline, Pipeline):
             return self.pipeline
         scaled = tuple(
-            replace(part, radius=part.radius * lr) if isinstance(part, Clip) else part for part in self.pipeline.mixings
+            replace(part, radius=max(part.radius * lr, _TINY)) if isinstance(part, Clip) else part
+            for part in self.pipeline.mixings
         )
         return replace(self.pipeline, mixings=scaled)
 
@@ -103,7 +107,7 @@ _KEYS = ("pipeline", "server", "post", "adaptive_clip")
 def _expand(table: Mapping[str, Any]) -> dict[str, Any]:
     """Replace ``preset`` and its parameters by the triple it stands for; keys of the triple override."""
     name = table["preset"]
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; {nearest(str(name), PRESETS)}")
     preset = PRESETS[name]
     known = inspect.signature(preset).parameters
@@ -143,9 +147,12 @@ def defence(table: Any) -> Defence:
         raise ConfigError('a defence needs the key \'pipeline\', e.g. [{kind = "clip", radius = 5.0}, "mean"]')
     if not isinstance(table.get("adaptive_clip", False), bool):
         raise ConfigError("adaptive_clip must be true or false")
+    post = table.get("post", [])
+    if not isinstance(post, list | tuple):
+        raise ConfigError('post must be a list of post-aggregators, e.g. [{kind = "gaussian-noise", std = 0.1}]')
     return Defence(
         pipeline(table["pipeline"]),
         SERVERS.build(table.get("server", "sgd")),
-        tuple(POSTS.build(part) for part in table.get("post", ())),
+        tuple(POSTS.build(part) for part in post),
         table.get("adaptive_clip", False),
     )

@@ -12,7 +12,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,16 @@ class Grid:
     cells: tuple[Cell, ...]
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Any], source: str = "grid", seed: int | None = None) -> Grid:
-        """Check a table as read from TOML: every cell is validated. ``seed`` replaces the seed axis.
+    def from_table(
+        cls,
+        table: Mapping[str, Any],
+        source: str = "grid",
+        seed: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Grid:
+        """Check a table as read from TOML: every cell is validated.
+
+        ``seed`` replaces the seed axis; ``settings`` (dotted keys) are set in every cell, after its axes.
 
         Raises:
             ConfigError: names the file, the cell and the key.
@@ -84,15 +93,20 @@ class Grid:
         for axis, values in axes.items():
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"{source}: grid.{axis} must be a list of at least one value")
+            if _holds(base, axis):
+                raise ConfigError(f"{source}: {axis} is set above and is an axis of the grid; remove one of them")
+            if axis in (settings or {}):
+                raise ConfigError(f"{source}: {axis} can not be set, it is an axis of the grid")
         cells = []
         seen: dict[str, str] = {}
         for combination in itertools.product(*axes.values()):
-            labels, settings = {}, {}
+            labels, chosen = {}, {}
             for axis, value in zip(axes, combination, strict=True):
                 labels[axis] = _label(value)
-                settings[axis] = _unlabelled(value)
+                chosen[axis] = _unlabelled(value)
             title = ", ".join(str(label) for label in labels.values())
-            experiment = Experiment.from_table(override(base, settings), source=f"{source} [{title}]")
+            full = override(_as_tables(override(base, chosen)), settings or {})
+            experiment = Experiment.from_table(full, source=f"{source} [{title}]")
             cell = Cell(labels, experiment)
             if cell.folder in seen:
                 raise ConfigError(f"{source}: the cells [{seen[cell.folder]}] and [{title}] are the same experiment")
@@ -104,6 +118,25 @@ class Grid:
             if len(set(map(str, names))) < len(names):
                 raise ConfigError(f"{source}: grid.{axis}: two values have the same label; add label = ...")
         return cls(first.name, first.description, tuple(axes), tuple(cells))
+
+
+def _holds(table: Mapping[str, Any], dotted: str) -> bool:
+    """Whether ``table`` has the key."""
+    here: Any = table
+    for step in dotted.split("."):
+        if not isinstance(here, Mapping) or step not in here:
+            return False
+        here = here[step]
+    return True
+
+
+def _as_tables(table: dict[str, Any]) -> dict[str, Any]:
+    """Names of presets and kinds as tables, so that single keys of them can be set."""
+    out = dict(table)
+    for section, key in (("defence", "preset"), ("attack", "kind"), ("clients", "kind")):
+        if isinstance(out.get(section), str):
+            out[section] = {key: out[section]}
+    return out
 
 
 def _label(value: Any) -> Any:
@@ -184,7 +217,10 @@ def compare(
         if finished:
             finished(outcome)
     _measure_twins(grid, folder)
-    return outcomes
+    return [
+        outcome if outcome.summary is None else replace(outcome, summary=read_summary(folder / outcome.cell.folder))
+        for outcome in outcomes
+    ]
 
 
 def _one(cell: Cell, folder: Path, data_dir: str | Path | None, device: str, progress: Progress | None) -> Outcome:
@@ -196,6 +232,8 @@ def _one(cell: Cell, folder: Path, data_dir: str | Path | None, device: str, pro
         raise
     except BezoarError as error:
         return Outcome(cell, None, str(error))
+    except Exception as error:
+        return Outcome(cell, None, f"{type(error).__name__}: {error}")
     return Outcome(cell, result.summary, None)
 
 
@@ -273,7 +311,13 @@ def _at_once(
                     if watch is not None:
                         watch(record)
             for future in done:
-                yield future.result()
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    raise BezoarError(
+                        "a worker process ended abruptly (out of memory?); run the same command to go on, "
+                        "perhaps with fewer --jobs"
+                    ) from None
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
             process.terminate()

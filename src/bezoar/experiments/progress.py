@@ -68,7 +68,9 @@ class Display:
     def show(self, title: str, round: int, rounds: int, note: str, evaluated: bool) -> None:
         """One round or evaluation of the current run."""
         if self._live:
-            self._bars.update(self._tasks[title], completed=round, note=note)
+            # News of a parallel cell may come after its end.
+            if title in self._tasks:
+                self._bars.update(self._tasks[title], completed=round, note=note)
         elif evaluated:
             where = f"{title}, " if self._cells > 1 else ""
             self._console.print(f"  {where}round {round}/{rounds}  {note}", markup=False, soft_wrap=True)

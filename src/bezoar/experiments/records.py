@@ -123,6 +123,8 @@ class Records:
             write_atomically(known, config)
         for name, length in zip((METRICS, TIMINGS), checkpoint.lengths if checkpoint else (0, 0), strict=True):
             path = self.folder / name
+            if length and (not path.exists() or path.stat().st_size < length):
+                raise BezoarError(f"{path}: damaged: shorter than the checkpoint says; start again in another --out")
             with guarded(path), path.open("ab") as file:
                 file.truncate(length)
         if checkpoint is not None:
@@ -163,7 +165,12 @@ class Records:
         """Replace the checkpoint."""
         if self.folder is None:
             return
-        lengths = [(self.folder / name).stat().st_size for name in (METRICS, TIMINGS)]
+        lengths = []
+        for path in (self.folder / METRICS, self.folder / TIMINGS):
+            # On disk before a checkpoint counts on them.
+            with guarded(path), path.open("rb+") as file:
+                os.fsync(file.fileno())
+            lengths.append(path.stat().st_size)
         metadata = {"round": str(round), "hash": digest, "metrics": str(lengths[0]), "timings": str(lengths[1])}
         save_tensors(self.folder / CHECKPOINT, tensors, metadata)
 

@@ -89,15 +89,17 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         draws = generator(experiment.seed, "defence", t)
         answer = rule.aggregate(updates, state.rule, context, draws)
     except HostileRowsError as error:
-        if len(error.rows) >= len(cohort) - len(attackers):
+        honest = np.setdiff1d(cohort, attackers if attacking else attackers[:0], assume_unique=True)
+        # Rows are in the order of client ids, as the cohort is. Attackers alone can not end a run.
+        if len(honest) > 0 and np.isin(honest, cohort[list(error.rows)]).all():
             raise DivergedError(f"no honest update is finite in round {t}") from None
         clock.stop("aggregation")
         record["skipped"] = str(error)
         record["excluded"] = len(error.rows)
         return State(t, state.server, state.rule), record, clock.seconds
     vector = answer.vector
-    for part in experiment.defence.post:
-        vector = part(vector, generator(experiment.seed, "post", t))
+    for i, part in enumerate(experiment.defence.post):
+        vector = part(vector, generator(experiment.seed, "post", t, i))
     clock.stop("aggregation")
     try:
         step = experiment.defence.server.step(vector, experiment.clients.server_lr(lr), state.server)
@@ -109,7 +111,8 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     record["update_norm"] = step.values.norm()
     record["excluded"] = len(answer.excluded)
     if answer.scales is not None:
-        record["clipped"] = (answer.scales < 1).double().mean()
+        kept = len(cohort) - len(answer.excluded)
+        record["clipped"] = ((answer.scales < 1).sum() - len(answer.excluded)) / kept
     return State(t, step.state, answer.state), record, clock.seconds
 
 
@@ -121,10 +124,15 @@ def _updates(setup: Setup, rule: Rule, cohort: Indices, attackers: Indices, lr: 
     if len(honest) == 0:
         raise HostileRowsError(f"round {t}: all {len(cohort)} clients of the cohort are malicious", ())
     dataset = setup.federation.dataset
-    rows, owners = setup.federation.samples_of(honest)
+    rows, owners = setup.federation.samples_of(cohort)
+    present = torch.from_numpy(np.isin(owners, honest))
     augment = generator(experiment.seed, "augment", t) if experiment.data.augment else None
-    inputs = as_input(dataset.batch(dataset.train, rows, augment), setup.device)
+    # Augmented before attackers leave, so that honest samples look the same with and without an attack.
+    batch = dataset.batch(dataset.train, rows, augment)
     targets = dataset.train.targets[torch.from_numpy(rows)]
+    if len(honest) < len(cohort):
+        batch, targets, owners = batch[present], targets[present], owners[present.numpy()]
+    inputs = as_input(batch, setup.device)
     if isinstance(attack, DataAttack) and len(attackers) > 0:
         poisoned = torch.from_numpy(np.isin(owners, attackers))
         draws = generator(experiment.seed, "attack", t)
@@ -143,7 +151,6 @@ def _updates(setup: Setup, rule: Rule, cohort: Indices, attackers: Indices, lr: 
         lr,
         t,
         experiment.seed,
-        rule.needs,
     )
     updates = experiment.clients.updates(work)
     clock.stop("clients")

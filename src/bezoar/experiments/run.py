@@ -13,10 +13,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bezoar.errors import BezoarError, DivergedError
+from bezoar.errors import BezoarError, ConfigError, DivergedError
 from bezoar.experiments import environment
 from bezoar.experiments.config import Experiment
-from bezoar.experiments.records import WEIGHTS, Records, load_tensors, read_summary
+from bezoar.experiments.records import CONFIG, WEIGHTS, Records, load_tensors, plain, read_summary
 from bezoar.experiments.rounds import Clock, State, evaluate, play
 from bezoar.experiments.setup import Setup, prepare
 
@@ -93,6 +93,8 @@ def run(
         finished = _finished(folder, digest)
         if finished is not None:
             return finished
+        if (folder / CONFIG).exists() and Experiment.load(folder / CONFIG).hash() != digest:
+            raise ConfigError(f"{folder}: holds a run of another configuration; choose another --out")
     where = torch.device(device)
     records = Records(folder)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
@@ -116,6 +118,7 @@ def run(
     summary = _summary(setup, records, digest, diverged, command)
     if twin is not None:
         summary.update(distances(weights, twin.weights))
+    summary = plain(summary)
     records.finish(summary, weights)
     return RunResult(summary, records.rounds, records.evaluations, weights, folder)
 
@@ -125,7 +128,7 @@ def _finished(folder: Path, digest: str) -> RunResult | None:
     if summary is None:
         return None
     if summary["hash"] != digest:
-        raise BezoarError(f"{folder}: holds a finished run of another configuration; choose another --out")
+        raise ConfigError(f"{folder}: holds a finished run of another configuration; choose another --out")
     records = Records(folder)
     records._reread()
     weights, _ = load_tensors(folder / WEIGHTS)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bezoar.attacks import Attack, Goal, wrong_labels
 from bezoar.clients import Scratch
@@ -83,9 +84,18 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
         "sampling",
         lambda: experiment.sampling.draw(federation.n, 0, experiment.seed, malicious, adversary.per_round),
     )
+    for option in experiment.model.options:
+        if option in ("shape", "classes", "seed"):
+            raise ConfigError(f"model.{option}: follows from the data set and the experiment's seed; leave it out")
     model = make_model(
         experiment.model.name, dataset.shape, len(dataset.classes), experiment.seed, **experiment.model.options
     ).to(device)
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            raise ConfigError(
+                f"model: {name!r} is a {type(module).__name__}, which mixes the samples of different clients and keeps "
+                f"statistics that no client sends; use GroupNorm"
+            )
     weights = flatten(model)
     experiment.defence.server.check(weights.numel())
     _at("defence.pipeline", lambda: experiment.defence.pipeline.check(_smallest_cohort(experiment, federation.n)))

@@ -31,7 +31,12 @@ def column_trimmed_mean(values: Tensor, f: int) -> Tensor:
     Sorts and slices: subtracting the extremes from the sum would lose everything to one entry of 1e30.
     """
     if f == 0:
-        wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-        return wide.mean(0)
+        return _mean(values)
     ordered = sort_columns(values)
-    return ordered[f : len(ordered) - f].mean(0)
+    return _mean(ordered[f : len(ordered) - f])
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Mean of every column, summed in float64: legal numbers must not overflow on the way."""
+    wide = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
+    return values.mean(0, dtype=torch.float64).to(wide)

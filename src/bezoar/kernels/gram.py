@@ -21,7 +21,7 @@ def _scales(values: Tensor) -> Tensor:
     largest = torch.linalg.vector_norm(values, ord=torch.inf, dim=1).double()
     usable = torch.isfinite(largest) & (largest > 0)
     exponent = torch.frexp(torch.where(usable, largest, torch.ones_like(largest))).exponent
-    return torch.ldexp(torch.ones_like(largest), -exponent)
+    return torch.ldexp(torch.ones_like(largest), -exponent.clamp(min=-1000))
 
 
 def _multiply(values: Tensor, scales: Tensor, centre: int | None) -> Tensor:
@@ -59,7 +59,7 @@ def squared_distances(values: Tensor) -> Tensor:
     )
     usable = torch.isfinite(half_spread) & (half_spread > 0)
     exponent = torch.frexp(torch.where(usable, half_spread, torch.ones_like(half_spread))).exponent
-    scales = torch.ldexp(torch.ones_like(half_spread), -exponent)
+    scales = torch.ldexp(torch.ones_like(half_spread), -exponent.clamp(min=-1000))
     products = _multiply(values, scales, centre) / scales[:, None] / scales[None, :] * 4
     size = products.diagonal()
     distances = (size[:, None] + size[None, :] - 2 * products).clamp_(min=0).fill_diagonal_(0)

@@ -44,7 +44,7 @@ DEFINITIONS = (
     ),
     (
         "OIF",
-        "Outsized impact factor: aux points won / (attacker share × number of training samples). 1 means that the "
+        "Outsized impact factor: aux points won / (attacker share × training samples that clients hold). 1 means that the "
         "attackers won as many points as their share of the training samples.",
     ),
     (

@@ -15,8 +15,8 @@ from bezoar.registry import Registry
 
 
 def _positive(owner: str, name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ConfigError(f"{owner}: {name} must be a positive number, got {value}")
+    if not 0 < value <= 1e30:
+        raise ConfigError(f"{owner}: {name} must be a positive number of at most 1e30, got {value}")
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class PiecewiseLinear(Schedule):
         shares = [share for share, _ in self.points]
         if len(shares) < 2 or shares[0] != 0 or shares[-1] != 1 or sorted(set(shares)) != shares:
             raise ConfigError(f"piecewise-linear: shares must rise from 0 to 1, got {shares}")
-        if any(not math.isfinite(rate) or rate < 0 for _, rate in self.points):
-            raise ConfigError("piecewise-linear: rates must be finite and at least 0")
+        if any(not 0 <= rate <= 1e30 for _, rate in self.points):
+            raise ConfigError("piecewise-linear: rates must be between 0 and 1e30")
 
     def _at(self, x: float) -> float:
         for (left, low), (right, high) in zip(self.points, self.points[1:], strict=False):

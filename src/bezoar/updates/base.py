@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from functools import cached_property
@@ -142,6 +142,11 @@ class Updates(ABC):
     def squared_distances(self) -> Tensor:
         """Squared l2 distances of all pairs of rows: float64 [n, n], zero diagonal, computed once."""
         return self._distances_once
+
+    @property
+    def flaws(self) -> Mapping[int, str]:
+        """Row index -> what is wrong with a row, where more is known than that it is not finite."""
+        return {}
 
     def finite(self) -> Tensor:
         """Which rows hold finite numbers only: bool [n]."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ def as_updates(updates: Any) -> tuple[Updates, Restore]:
     """Read an ``Updates``, a tensor or array [n, d], a list of vectors or a list of name -> tensor mappings.
 
     Returns the updates and a function that brings a result back to the caller's kind. The input is never changed.
+    In a list, names, shapes and types are those of the majority; a row that differs counts as not finite and is
+    excluded with the reason, as any other row a malicious client may send.
 
     Raises:
-        ConfigError: empty input, ragged vectors, mappings with other names or shapes than the first one.
+        ConfigError: no updates, or no such kind.
     """
     if isinstance(updates, Updates):
         return updates, lambda result: result
@@ -35,7 +38,7 @@ def as_updates(updates: Any) -> tuple[Updates, Restore]:
         rows = list(updates)
         if not rows:
             raise ConfigError("updates are empty: at least one client update is needed")
-        return _mappings(rows) if isinstance(rows[0], Mapping) else _vectors(rows)
+        return _mappings(rows) if sum(isinstance(row, Mapping) for row in rows) * 2 > len(rows) else _vectors(rows)
     raise ConfigError(
         f"updates must be an Updates, a tensor or array [n, d], a list of vectors or a list of mappings, "
         f"got {type(updates).__name__}"
@@ -45,56 +48,98 @@ def as_updates(updates: Any) -> tuple[Updates, Restore]:
 def _floating(values: Tensor) -> Tensor:
     if values.ndim != 2 or len(values) == 0:
         raise ConfigError(f"updates must be a matrix [n, d] with n >= 1, got shape {list(values.shape)}")
+    if values.is_complex():
+        raise ConfigError("updates must be real numbers, got complex ones")
     return values if values.is_floating_point() else values.to(torch.get_default_dtype())
 
 
+def _tensor(value: Any) -> Tensor | None:
+    """``value`` as a real tensor, None if it is none."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return None if tensor.is_complex() else tensor.detach()
+
+
+def _majority(signatures: Sequence[Hashable]) -> Hashable:
+    """The most frequent signature that is not None, the first among equals."""
+    counts = Counter(signature for signature in signatures if signature is not None)
+    if not counts:
+        raise ConfigError("updates must be a list of vectors or of name -> tensor mappings: none of them is one")
+    return counts.most_common(1)[0][0]
+
+
+def _stack(rows: Sequence[Tensor | None], d: int, dtype: torch.dtype, layout: Layout, why: str) -> DenseUpdates:
+    """Rows below each other; None becomes a row of NaN, flawed for the reason ``why``."""
+    like = next(row for row in rows if row is not None)
+    values = torch.full((len(rows), d), torch.nan, dtype=dtype, device=like.device)
+    for i, row in enumerate(rows):
+        if row is not None:
+            values[i] = row
+    return DenseUpdates(values, layout=layout, flaws={i: why for i, row in enumerate(rows) if row is None})
+
+
 def _vectors(rows: list[Any]) -> tuple[Updates, Restore]:
-    numpy = isinstance(rows[0], np.ndarray)
-    tensors = [torch.as_tensor(row) for row in rows]
-    for i, row in enumerate(tensors):
-        if row.ndim != 1 or row.shape != tensors[0].shape:
-            raise ConfigError(f"update {i} has shape {list(row.shape)}, expected {list(tensors[0].shape)} as update 0")
-    stacked = _floating(torch.stack(tensors))
+    tensors = [None if isinstance(row, Mapping) else _tensor(row) for row in rows]
+    wanted = _majority([None if t is None or t.ndim != 1 else (len(t), t.dtype) for t in tensors])
+    assert isinstance(wanted, tuple)
+    d, kind = wanted
+    numpy = sum(isinstance(row, np.ndarray) for row in rows) * 2 > len(rows)
+    dtype = kind if kind.is_floating_point else torch.get_default_dtype()
+    kept = [t if t is not None and t.shape == (d,) else None for t in tensors]
 
     def restore(result: Tensor) -> Any:
         if result.ndim == 1:
             return result.numpy() if numpy else result
         return [row.numpy() if numpy else row for row in result]
 
-    return DenseUpdates(stacked), restore
+    return _stack(kept, d, dtype, (), f"not a vector of length {d}"), restore
+
+
+def _read_mapping(row: Any) -> dict[str, Tensor] | None:
+    if not isinstance(row, Mapping):
+        return None
+    tensors = {str(name): _tensor(value) for name, value in row.items()}
+    return None if any(t is None for t in tensors.values()) else {n: t for n, t in tensors.items() if t is not None}
 
 
 def _mappings(rows: list[Any]) -> tuple[Updates, Restore]:
-    first = {name: torch.as_tensor(value) for name, value in rows[0].items()}
-    numpy = {name: isinstance(value, np.ndarray) for name, value in rows[0].items()}
+    read = [_read_mapping(row) for row in rows]
+    shapes = [None if row is None else tuple(sorted((name, tuple(t.shape)) for name, t in row.items())) for row in read]
+    wanted = _majority(shapes)
+    members = [i for i, shape in enumerate(shapes) if shape == wanted]
+    first = read[members[0]]
+    assert first is not None
+    names = list(first)
     segments, start = [], 0
-    for name, value in first.items():
-        segments.append(Segment(name, start, start + value.numel(), tuple(value.shape)))
-        start += value.numel()
+    kinds: dict[str, torch.dtype] = {}
+    for name in names:
+        segments.append(Segment(name, start, start + first[name].numel(), tuple(first[name].shape)))
+        start += first[name].numel()
+        kinds[name] = Counter(row[name].dtype for row in (read[i] for i in members) if row).most_common(1)[0][0]
     layout: Layout = tuple(segments)
-    flat = []
-    for i, row in enumerate(rows):
-        if not isinstance(row, Mapping) or set(row) != set(first):
-            raise ConfigError(f"update {i} must be a mapping with the names of update 0: {', '.join(first)}")
-        parts = []
-        for segment in layout:
-            value = torch.as_tensor(row[segment.name])
-            if tuple(value.shape) != segment.shape:
-                raise ConfigError(
-                    f"update {i}, {segment.name!r}: shape {list(value.shape)}, expected {list(segment.shape)}"
-                )
-            parts.append(value.reshape(-1))
-        flat.append(torch.cat(parts))
-    stacked = _floating(torch.stack(flat))
+    numpy = {name: sum(isinstance(rows[i][name], np.ndarray) for i in members) * 2 > len(members) for name in names}
+    # Counters (int64) keep their digits in double precision only.
+    exact = any(not kind.is_floating_point for kind in kinds.values())
+    dtype = torch.float64
+    if not exact:
+        dtype = next(iter(kinds.values()))
+        for kind in kinds.values():
+            dtype = torch.promote_types(dtype, kind)
+    flat = [
+        None if row is None or shape != wanted else torch.cat([row[name].reshape(-1).to(dtype) for name in names])
+        for row, shape in zip(read, shapes, strict=True)
+    ]
 
     def unpack(vector: Tensor) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for segment in layout:
-            value = vector[segment.start : segment.stop].reshape(segment.shape).to(first[segment.name].dtype)
+            value = vector[segment.start : segment.stop].reshape(segment.shape).to(kinds[segment.name])
             out[segment.name] = value.numpy() if numpy[segment.name] else value
         return out
 
     def restore(result: Tensor) -> Any:
         return unpack(result) if result.ndim == 1 else [unpack(row) for row in result]
 
-    return DenseUpdates(stacked, layout=layout), restore
+    return _stack(flat, start, dtype, layout, "other names or shapes than the majority"), restore

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -20,7 +20,13 @@ class DenseUpdates(Updates):
     tensor([25.,  1.], dtype=torch.float64)
     """
 
-    def __init__(self, values: Tensor, clients: Tensor | None = None, layout: Layout = ()) -> None:
+    def __init__(
+        self,
+        values: Tensor,
+        clients: Tensor | None = None,
+        layout: Layout = (),
+        flaws: Mapping[int, str] | None = None,
+    ) -> None:
         if values.ndim != 2 or not values.is_floating_point():
             raise ConfigError(
                 f"updates must be a floating point matrix [n, d], got {values.dtype} {list(values.shape)}"
@@ -31,6 +37,7 @@ class DenseUpdates(Updates):
         self.values = values.detach()
         self._clients = torch.arange(n) if clients is None else clients
         self._layout = layout
+        self._flaws = dict(flaws or {})
         self.offers = ~Needs.NONE if layout else ~Needs.LAYOUT
 
     @property
@@ -53,6 +60,10 @@ class DenseUpdates(Updates):
     @property
     def layout(self) -> Layout:
         return self._layout
+
+    @property
+    def flaws(self) -> Mapping[int, str]:
+        return self._flaws
 
     def _squared_norms(self) -> Tensor:
         return row_norms(self.values)

@@ -35,6 +35,10 @@ class Stacked(Updates):
         self.honest = honest
         self.coefficients = coefficients.to(honest.device, torch.float64)
         self.basis = basis.detach().to(honest.device, honest.dtype)
+        self._usable = torch.isfinite(self.basis).all(1)
+        # Zero times a vector with NaN is no contribution; it must not spoil rows that do not use it.
+        self._spoilt = (self.coefficients[:, ~self._usable] != 0).any(1)
+        self._clean = torch.where(self._usable[:, None], self.basis, torch.zeros_like(self.basis))
         self._malicious = torch.full((q,), -1) if clients is None else clients
         if self._malicious.shape != (q,):
             raise ConfigError(f"clients must hold one id for each of the {q} malicious rows")
@@ -83,44 +87,46 @@ class Stacked(Updates):
     def _borders(self) -> tuple[Tensor, Tensor]:
         """Inner products of honest rows with the basis [n_h, k] and of the basis with itself [k, k]."""
         if "_border" not in self.__dict__:
-            cross = [self.honest.dot(row) for row in self.basis]
-            wide = self.basis.double()
+            cross = [self.honest.dot(row) for row in self._clean]
+            wide = self._clean.double()
             empty = torch.zeros(len(self.honest), 0, dtype=torch.float64, device=self.device)
             self.__dict__["_border"] = (torch.stack(cross, 1) if cross else empty, wide @ wide.T)
         cross_products, own = self.__dict__["_border"]
         return cross_products, own
 
     def _squared_norms(self) -> Tensor:
-        wide = self.basis.double()
+        wide = self._clean.double()
         malicious = ((self.coefficients @ (wide @ wide.T)) * self.coefficients).sum(1)
-        return torch.cat([self.honest.squared_norms(), malicious.clamp(min=0)])[self.order]
+        return torch.cat([self.honest.squared_norms(), self._spoil(malicious.clamp(min=0))])[self.order]
 
     def _gram(self) -> Tensor:
         cross, own = self._borders()
-        side = cross @ self.coefficients.T
-        corner = self.coefficients @ own @ self.coefficients.T
+        side = self._spoil((cross @ self.coefficients.T).T).T
+        corner = self._spoil(self._spoil(self.coefficients @ own @ self.coefficients.T).T)
         whole = torch.cat([torch.cat([self.honest.gram(), side], 1), torch.cat([side.T, corner], 1)])
         return whole[self.order][:, self.order]
 
     def dot(self, vector: Tensor) -> Tensor:
-        malicious = self.coefficients @ (self.basis.double() @ vector.double())
-        return torch.cat([self.honest.dot(vector), malicious])[self.order]
+        malicious = self.coefficients @ (self._clean.double() @ vector.double())
+        return torch.cat([self.honest.dot(vector), self._spoil(malicious)])[self.order]
 
     def combine(self, weights: Tensor) -> Tensor:
         weights = weights.to(self.device, torch.float64)
         stacked = torch.zeros_like(weights)
         stacked[..., self.order] = weights
         split = len(self.honest)
-        own = stacked[..., split:] @ self.coefficients
-        return self.honest.combine(stacked[..., :split]) + own.to(self.dtype) @ self.basis
+        sent = stacked[..., split:]
+        answer = self.honest.combine(stacked[..., :split]) + (sent @ self.coefficients).to(self.dtype) @ self._clean
+        spoilt = (sent[..., self._spoilt] != 0).any(-1)
+        return answer.masked_fill(spoilt[..., None], torch.nan)
 
     def columns(self, index: Tensor) -> Tensor:
-        return self._stack(self.honest.columns(index), self.basis[:, index])
+        return self._stack(self.honest.columns(index), self._clean[:, index])
 
     def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
         share = max_bytes * len(self.honest) // max(1, len(self))
         for block in self.honest.blocks(max(1, share)):
-            yield Block(block.start, block.stop, self._stack(block.values, self.basis[:, block.start : block.stop]))
+            yield Block(block.start, block.stop, self._stack(block.values, self._clean[:, block.start : block.stop]))
 
     def select(self, rows: Tensor) -> Updates:
         chosen = self.order[rows.cpu()]
@@ -138,4 +144,8 @@ class Stacked(Updates):
         return Stacked(honest, coefficients[:, used], self.basis[used], self._malicious[malicious_rows], place)
 
     def _stack(self, honest: Tensor, basis: Tensor) -> Tensor:
-        return torch.cat([honest, self.coefficients.to(honest.dtype) @ basis])[self.order]
+        return torch.cat([honest, self._spoil(self.coefficients.to(honest.dtype) @ basis)])[self.order]
+
+    def _spoil(self, malicious: Tensor) -> Tensor:
+        """NaN in the rows that use a basis vector with NaN or infinity."""
+        return malicious.masked_fill(self._spoilt.view(-1, *[1] * (malicious.ndim - 1)), torch.nan)
