@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from _common import Timing, interleave, peak_bytes, table
 from torch import Tensor
 
-from bezoar.allocator import tune
 from bezoar.aggregation import Clip, Mean
+from bezoar.allocator import tune
 from bezoar.models import FlatModel, make_model
 from bezoar.servers import SGD, Server, SparseFed
 from bezoar.updates import client_gradients

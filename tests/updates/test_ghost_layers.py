@@ -217,6 +217,15 @@ def test_unfolded_rows_equal_the_library_s(monkeypatch: pytest.MonkeyPatch) -> N
             check_layer(nn.Conv2d(**options), shape)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_rows_client_by_client_equal_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What large samples use."""
+    monkeypatch.setattr("bezoar.updates.ghost.conv._LARGE_SAMPLE", 1)
+    monkeypatch.setattr("bezoar.updates.ghost.conv._FEW_TAPS", 0)
+    for options, shape in CONVOLUTIONS:
+        check_layer(nn.Conv2d(**options), shape)
+
+
 def test_many_samples_a_client() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 50), nn.Tanh(), nn.Linear(50, 3)).double()

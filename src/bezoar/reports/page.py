@@ -44,8 +44,8 @@ DEFINITIONS = (
     ),
     (
         "OIF",
-        "Outsized impact factor: aux points won / (attacker share × training samples that clients hold). 1 means that the "
-        "attackers won as many points as their share of the training samples.",
+        "Outsized impact factor: aux points won / (attacker share × training samples that clients hold). 1 means that "
+        "the attackers won as many points as their share of the training samples.",
     ),
     (
         "ℓ1 and ℓ2 distance",

@@ -13,6 +13,9 @@ from bezoar.updates.ghost.layer import GhostImpossibleError, Matrix, by_client, 
 #: Up to this many numbers under the kernel, unfolding beats the library's weight gradient (CPU).
 _FEW_TAPS = 32
 
+#: From this many numbers in a sample on, a library call a client costs less than bringing clients side by side (CPU).
+_LARGE_SAMPLE = 16384
+
 #: Samples copied at a time when rows are formed.
 _PIECE_BYTES = 64 * 2**20
 
@@ -61,6 +64,8 @@ class Conv2dLayer(Matrix):
         else:
             b = b[:, first:last]
         unfold = self.groups == 1 and (a.device.type != "cpu" or self.width <= _FEW_TAPS)
+        if not unfold and self.groups == 1 and a[0].numel() >= _LARGE_SAMPLE:
+            return self._rows_one_by_one(a, b, size)
         form = self._unfolded_rows if unfold else self._rows_in_one_call
         positions = b.shape[2] * b.shape[3]
         per_sample = self.width * positions if unfold else a[0].numel() + b[0].numel()
@@ -150,11 +155,18 @@ class Conv2dLayer(Matrix):
         )
         return windows.reshape(len(total), size * out[0] * out[1], -1)
 
+    def _rows_one_by_one(self, a: Tensor, b: Tensor, size: int) -> Tensor:
+        """One library call a client, on views: nothing is copied."""
+        rows = a.new_empty(len(a) // size, b.shape[1] * self.width)
+        for row, x, y in zip(rows, torch.split(a, size), torch.split(b, size), strict=True):
+            row.copy_(self._backward(x, y, 1).reshape(-1))
+        return rows
+
     def _rows_in_one_call(self, a: Tensor, b: Tensor, size: int, groups: int) -> Tensor:
         """Clients as groups of one convolution over ``size`` samples.
 
-        One library call a client costs the same when the machine is idle and many times more when it is not: every
-        call waits for all threads.
+        For small samples one library call a client costs the same when the machine is idle and many times more when
+        it is not: every call waits for all threads.
         """
         clients = len(a) // size
         x, y = (by_client(v, size).transpose(0, 1).reshape(size, -1, *v.shape[2:]) for v in (a, b))
