@@ -1,0 +1,57 @@
+"""The figures in README and results/README.md are those of the committed records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bezoar.reports import comparison_table, load
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = sorted(path.parent for path in ROOT.glob("results/*/comparison.json"))
+
+
+def test_there_are_results() -> None:
+    assert [folder.name for folder in FOLDERS] == ["fashion-mnist-cross-device", "fashion-mnist-long-run"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_records_are_complete_and_say_how_they_were_made(folder: Path) -> None:
+    index = json.loads((folder / "comparison.json").read_text())
+    assert index["command"].startswith("bezoar compare ")
+    for cell in index["cells"]:
+        summary = json.loads((folder / cell["dir"] / "summary.json").read_text())
+        assert summary["commit"]
+        assert not summary["commit"].endswith("dirty")
+        assert summary["versions"]["torch"]
+        assert summary["hardware"]["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("page", "folder"),
+    [("README.md", "fashion-mnist-cross-device")] + [("results/README.md", folder.name) for folder in FOLDERS],
+)
+def test_pages_quote_the_records(page: str, folder: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    table = comparison_table(load(ROOT / "results" / folder))
+    keys = [column.key for column in table.columns]
+    checked = 0
+    for row in table.shown():
+        entry = dict(zip(keys, row, strict=True))
+        if entry["attack"] == "none":
+            assert entry["test_accuracy"] in text
+        else:
+            accuracy, attack = (entry[key].removesuffix(".0") for key in ("test_accuracy", "attack_accuracy"))
+            assert f"{accuracy} | {attack}" in text, f"{entry['defence']}: {accuracy} | {attack}"
+        checked += 1
+    assert checked == len(table.rows) >= 2
+
+
+def test_benchmark_page_quotes_the_records() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for name in ("cnn", "resnet9"):
+        (record,) = json.loads((ROOT / "benchmarks" / "results" / f"round-{name}-cpu.json").read_text())
+        for subject in ("clip+mean", "sparsefed"):
+            assert f"**{record['subjects'][subject]['ratio']:.3f}**" in text
