@@ -121,6 +121,15 @@ def test_kinds_come_back_as_they_went_in() -> None:
         np.testing.assert_allclose(np.asarray(back), rows[0].numpy())
 
 
+def test_arrays_that_torch_can_not_share_are_copied() -> None:
+    plain = matrix(3, 4, torch.float32).numpy()
+    foreign, locked = plain.astype(">f4"), plain.copy()
+    locked.setflags(write=False)
+    for array in (foreign, locked):
+        np.testing.assert_array_equal(Median()(array), Median()(plain))
+        np.testing.assert_array_equal(Median()(list(array)), Median()(plain))
+
+
 def test_mappings_come_back_with_names_and_shapes() -> None:
     states = [{"w": matrix(2, 3, seed=i), "b": np.ones(2) * i} for i in range(3)]
     updates, restore = as_updates(states)
@@ -140,6 +149,10 @@ def test_mappings_come_back_with_names_and_shapes() -> None:
         ([torch.ones(2, dtype=torch.complex64)], "none of them"),
         (torch.ones(2, 2, dtype=torch.complex64), "real numbers"),
         (["a", "b"], "none of them"),
+        (torch.zeros(3, 0), "n, d >= 1"),
+        ([torch.zeros(0)] * 3, "no parameters"),
+        ([{}, {}, {}], "no parameters"),
+        ([{"a": torch.zeros(0)}] * 3, "no parameters"),
         ("text", "must be"),
         (7, "must be"),
     ],

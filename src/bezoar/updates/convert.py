@@ -33,7 +33,7 @@ def as_updates(updates: Any) -> tuple[Updates, Restore]:
     if isinstance(updates, Tensor):
         return DenseUpdates(_floating(updates)), lambda result: result
     if isinstance(updates, np.ndarray):
-        return DenseUpdates(_floating(torch.from_numpy(np.ascontiguousarray(updates)))), lambda result: result.numpy()
+        return DenseUpdates(_floating(_from_numpy(updates))), lambda result: result.numpy()
     if isinstance(updates, Sequence) and not isinstance(updates, str | bytes):
         rows = list(updates)
         if not rows:
@@ -45,9 +45,15 @@ def as_updates(updates: Any) -> tuple[Updates, Restore]:
     )
 
 
+def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    """The array as a tensor, copied only where torch can not share it (foreign byte order, read-only)."""
+    native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return torch.from_numpy(native if native.flags.writeable else native.copy())
+
+
 def _floating(values: Tensor) -> Tensor:
-    if values.ndim != 2 or len(values) == 0:
-        raise ConfigError(f"updates must be a matrix [n, d] with n >= 1, got shape {list(values.shape)}")
+    if values.ndim != 2 or values.numel() == 0:
+        raise ConfigError(f"updates must be a matrix [n, d] with n, d >= 1, got shape {list(values.shape)}")
     if values.is_complex():
         raise ConfigError("updates must be real numbers, got complex ones")
     return values if values.is_floating_point() else values.to(torch.get_default_dtype())
@@ -56,7 +62,7 @@ def _floating(values: Tensor) -> Tensor:
 def _tensor(value: Any) -> Tensor | None:
     """``value`` as a real tensor, None if it is none."""
     try:
-        tensor = torch.as_tensor(value)
+        tensor = _from_numpy(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         return None
     return None if tensor.is_complex() else tensor.detach()
@@ -72,6 +78,8 @@ def _majority(signatures: Sequence[Hashable]) -> Hashable:
 
 def _stack(rows: Sequence[Tensor | None], d: int, dtype: torch.dtype, layout: Layout, why: str) -> DenseUpdates:
     """Rows below each other; None becomes a row of NaN, flawed for the reason ``why``."""
+    if d == 0:
+        raise ConfigError("updates hold no parameters: d must be at least 1")
     like = next(row for row in rows if row is not None)
     values = torch.full((len(rows), d), torch.nan, dtype=dtype, device=like.device)
     for i, row in enumerate(rows):
@@ -121,6 +129,8 @@ def _mappings(rows: list[Any]) -> tuple[Updates, Restore]:
     layout: Layout = tuple(segments)
     numpy = {name: sum(isinstance(rows[i][name], np.ndarray) for i in members) * 2 > len(members) for name in names}
     # Counters (int64) keep their digits in double precision only.
+    if not kinds:
+        raise ConfigError("updates hold no parameters: d must be at least 1")
     exact = any(not kind.is_floating_point for kind in kinds.values())
     dtype = torch.float64
     if not exact:
