@@ -7,14 +7,16 @@ n, excluding hostile rows, converting kinds and combining rows happen here, once
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from bezoar import seeding
 from bezoar.errors import ConfigError, HostileRowsError
 from bezoar.updates.base import Needs, Updates
 from bezoar.updates.convert import as_updates
@@ -22,16 +24,33 @@ from bezoar.updates.mixed import Mixed
 
 State = Mapping[str, Tensor]
 
+#: Columns are reduced in blocks of this size: small enough for caches and for a tight memory budget.
+COLUMN_BYTES = 16 * 2**20
+
 
 @dataclass(frozen=True)
 class Context:
-    """What the server knows beside the updates; rules use what they need of it."""
+    """What the server knows beside the updates; rules use what they need of it.
+
+    Attributes:
+        round: number of the round; rules that draw without a generator derive their stream from it.
+        model: the global model [d].
+        client_weights: what every client claims to weigh, e.g. its number of samples [n], one a row.
+        root_gradient: the server's own update [d], from data it trusts.
+        last_aggregate: the previous round's aggregate [d].
+    """
 
     round: int = 0
     model: Tensor | None = None
     client_weights: Tensor | None = None
     root_gradient: Tensor | None = None
     last_aggregate: Tensor | None = None
+
+    def select(self, kept: Tensor) -> Context:
+        """The same knowledge about the rows ``kept`` [m] only."""
+        if self.client_weights is None:
+            return self
+        return dataclasses.replace(self, client_weights=self.client_weights[kept.to(self.client_weights.device)])
 
 
 @dataclass(frozen=True)
@@ -43,7 +62,8 @@ class Aggregate:
         state: what the rule remembers; hand it to the next call.
         weights: weight of every row in ``vector`` [n] float64, where the rule is a weighted sum of rows.
         scores: the rule's score of every row [n] float64 (NaN for excluded rows), where it has one.
-        excluded: row index -> why it was left out before the rule ran.
+        selected: which rows the rule went on with [n] bool, where it selects rows.
+        excluded: row index -> why it was left out, by the gate before the rule ran or by the rule itself.
         scales: factor by which pre-aggregation scaled every row [n], where it only scaled (clipping).
     """
 
@@ -51,6 +71,7 @@ class Aggregate:
     state: State = field(default_factory=dict)
     weights: Tensor | None = None
     scores: Tensor | None = None
+    selected: Tensor | None = None
     excluded: Mapping[int, str] = field(default_factory=dict)
     scales: Tensor | None = None
 
@@ -68,9 +89,26 @@ class Aggregate:
             self,
             weights=widen(self.weights, 0.0),
             scores=widen(self.scores, float("nan")),
+            selected=widen(self.selected, False),
             scales=widen(self.scales, 0.0),
-            excluded=excluded,
+            excluded={**excluded, **{int(kept[row]): why for row, why in self.excluded.items()}},
         )
+
+
+@dataclass(frozen=True)
+class Constant:
+    r"""A robustness constant kappa: :math:`\|F(x) - \bar x_S\|^2 \le \kappa \operatorname{Var}_S` for all honest S.
+
+    Attributes:
+        value: kappa for the n, f and q asked for; infinity if nothing is promised.
+        formula: where the value comes from, in n, f (declared) and q (actual number of bad rows).
+        source: "exact" (proved in docs/robustness.md, and inputs attain it), "proved" (there, as an upper bound),
+            "published" (by the rule's authors or the literature), "unverified" (recalled, not proved here).
+    """
+
+    value: float
+    formula: str
+    source: Literal["exact", "proved", "published", "unverified"]
 
 
 @dataclass(frozen=True)
@@ -79,11 +117,23 @@ class Part(ABC):
 
     needs: ClassVar[Needs]
 
+    #: Whether the server must hand over an update of its own in ``Context.root_gradient``.
+    uses_root: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Whole numbers of NumPy become plain ones, and f is checked; parts with more parameters go on from here."""
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+                object.__setattr__(self, spec.name, int(value))
+            if spec.name == "f":
+                check_count(self.name, "f", value)
+
     @property
     def tolerated(self) -> int | None:
         """The declared number f of bad clients, None for parts without one."""
-        value = getattr(self, "f", None)
-        return value if isinstance(value, int) else None
+        value: int | None = getattr(self, "f", None)
+        return value
 
     def largest_f(self, n: int) -> int:
         """The largest f that n rows allow."""
@@ -105,22 +155,51 @@ class Part(ABC):
         f = self.tolerated
         return self if f is None or excluded == 0 else dataclasses.replace(self, **{"f": f - excluded})
 
+    def within(self, kept: Tensor, n: int) -> Self:
+        """This part for the rows ``kept`` [m] of n; parts that name a row renumber it here."""
+        return self.without(n - len(kept))
+
     @property
     def name(self) -> str:
         """Class name, as in messages and reports."""
         return type(self).__name__
 
 
+def check_vector(owner: str, name: str, vector: Tensor | None, d: int) -> None:
+    """Raise unless ``vector`` [d] is given and finite."""
+    if vector is None:
+        raise ConfigError(f"{owner} needs {name}, a vector [{d}]")
+    if vector.shape != (d,) or not torch.isfinite(vector).all():
+        raise ConfigError(f"{owner}: {name} must be a finite vector [{d}], got shape {list(vector.shape)}")
+
+
+def check_weights(owner: str, weights: Tensor | None, n: int) -> None:
+    """Raise unless ``weights`` [n] are given, finite, not negative and not all zero."""
+    if weights is None:
+        raise ConfigError(f"{owner} with weighted=True needs weights [{n}], one a row (Context.client_weights)")
+    if weights.shape != (n,):
+        raise ConfigError(f"{owner}: client weights must be [{n}], one a row, got shape {list(weights.shape)}")
+    if not torch.isfinite(weights).all() or (weights < 0).any() or not (weights > 0).any():
+        raise ConfigError(f"{owner}: client weights must be finite, not negative and not all zero")
+
+
 def check_count(owner: str, name: str, value: int) -> None:
     """Raise unless ``value`` is a whole number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
         raise ConfigError(f"{owner}: {name} must be a whole number >= 0, got {value!r}")
 
 
-def gate(rows: Updates, tolerance: int | None, who: str, *, spare: bool = False) -> tuple[Tensor, dict[int, str]]:
+#: Gram rules leave out rows longer than this many times the (f+1)-th longest: next to them all digits are lost.
+HUGE = 1e6
+
+
+def gate(
+    rows: Updates, tolerance: int | None, who: str, *, spare: bool = False, huge: float | None = None
+) -> tuple[Tensor, dict[int, str]]:
     """Rows that hold finite numbers [m], and those that do not with the reason.
 
-    ``tolerance`` is the smallest declared f (None: fewer than half may be bad; ``spare``: all but one).
+    ``tolerance`` is the smallest declared f (None: fewer than half may be bad; ``spare``: all but one). With ``huge``,
+    rows longer than ``huge`` times the (f+1)-th longest are left out as well; there are at most f of them.
     """
     finite = rows.finite().cpu()
     n = len(finite)
@@ -134,7 +213,29 @@ def gate(rows: Updates, tolerance: int | None, who: str, *, spare: bool = False)
                 f"rows {bad[:20]} (clients {ids}){' ...' if len(bad) > 20 else ''}",
                 tuple(bad),
             )
-    return finite.nonzero().flatten(), {row: rows.flaws.get(row, "not finite") for row in bad}
+    excluded = {row: rows.flaws.get(row, "not finite") for row in bad}
+    if huge is not None:
+        norms = rows.squared_norms().cpu().sqrt()
+        left = ((n - 1) // 2 if tolerance is None else tolerance) - len(bad)
+        usual = norms[finite].sort(descending=True).values[min(max(left, 0), int(finite.sum()) - 1)]
+        for row in (finite & (norms > huge * usual) & (usual > 0)).nonzero().flatten().tolist():
+            excluded[row] = f"norm {float(norms[row]):.1e} is more than {huge:.0e} times that of the others"
+            finite[row] = False
+    return finite.nonzero().flatten(), dict(sorted(excluded.items()))
+
+
+def draws(generator: torch.Generator | None, seed: int, purpose: str, context: Context) -> torch.Generator:
+    """The caller's generator, or a stream derived from a part's ``seed`` and the round."""
+    return generator if generator is not None else seeding.generator(seed, purpose, context.round)
+
+
+def reduce_columns(rows: Updates, reduce: Callable[[Tensor], Tensor], chosen: Tensor | None = None) -> Tensor:
+    """Apply ``reduce`` [m, b] -> [b] to all columns, block by block: [d]; to the rows ``chosen`` [m] only if given."""
+    vector = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    for block in rows.blocks(COLUMN_BYTES):
+        values = block.values if chosen is None else block.values[chosen]
+        vector[block.start : block.stop] = reduce(values).to(rows.dtype)
+    return vector
 
 
 @dataclass(frozen=True)
@@ -143,6 +244,14 @@ class Rule(Part):
 
     #: A rule that promises nothing against bad rows (the mean) reports any number of unusable ones.
     spare: ClassVar[bool] = False
+
+    #: Whether the rule reads ``Context.client_weights``; rules that can, have a field of this name.
+    weighted: ClassVar[bool] = False
+
+    @property
+    def huge(self) -> float | None:
+        """Rows longer than this many times the (f+1)-th longest are excluded before the rule runs; None: none are."""
+        return HUGE if Needs.GRAM in self.needs else None
 
     @abstractmethod
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
@@ -168,21 +277,47 @@ class Rule(Part):
             HostileRowsError: more rows with NaN or infinity than the declared f.
         """
         rows, _ = as_updates(updates)
-        n = len(rows)
+        n, context = len(rows), context or Context()
         self.check(n)
         rows.require(self.needs, self.name)
-        kept, excluded = gate(rows, self.tolerated, self.name, spare=self.spare)
+        if self.uses_root:
+            check_vector(self.name, "Context.root_gradient", context.root_gradient, rows.shape[1])
+        if self.weighted:
+            check_weights(self.name, context.client_weights, n)
+        kept, excluded = gate(rows, self.tolerated, self.name, spare=self.spare, huge=self.huge)
         part, remaining = self, rows
         if excluded:
-            part, remaining = self.without(len(excluded)), rows.select(kept)
+            part, remaining, context = self.within(kept, n), rows.select(kept), context.select(kept)
             part.check(len(kept))
-        answer = part._run(remaining, state or {}, context or Context(), generator)
+        answer = part._run(remaining, state or {}, context, generator)
         return answer._spread(kept, n, excluded) if excluded else answer
 
-    def __call__(self, updates: Any, *, generator: torch.Generator | None = None) -> Any:
-        """Aggregate: the answer [d] has the kind, dtype and device of the input."""
+    def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
+        """What is known about the rule's robustness constant with n rows, f declared and q <= f actual bad rows."""
+        return ()
+
+    def __call__(
+        self,
+        updates: Any,
+        *,
+        weights: Any = None,
+        context: Context | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """Aggregate: the answer [d] has the kind, dtype and device of the input.
+
+        ``weights`` [n] is short for ``Context(client_weights=...)``.
+
+        Raises:
+            ConfigError: ``weights`` for a rule that is not set to use them; otherwise as :meth:`aggregate`.
+        """
         rows, restore = as_updates(updates)
-        return restore(self.aggregate(rows, generator=generator).vector)
+        if weights is not None:
+            if not self.weighted:
+                raise ConfigError(f"{self.name} does not use client weights; rules that can take weighted=True")
+            weights = torch.as_tensor(weights, dtype=torch.float64)
+            context = dataclasses.replace(context or Context(), client_weights=weights)
+        return restore(self.aggregate(rows, context=context, generator=generator).vector)
 
 
 @dataclass(frozen=True)
@@ -209,31 +344,39 @@ class Columnwise(Rule):
         """Reduce the columns of ``values`` [n, b] to [b]."""
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
-        vector = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
-        for block in rows.blocks():
-            vector[block.start : block.stop] = self.reduce(block.values).to(rows.dtype)
-        return Aggregate(vector)
+        return Aggregate(reduce_columns(rows, self.reduce))
 
 
 @dataclass(frozen=True)
 class Mixing(Part):
     """Rows in, rows out: a pre-aggregator. Ends no pipeline, so it is not a defence by itself."""
 
+    #: Whether no mixed row can be much longer than the honest ones: what follows then needs no guard against huge rows.
+    bounds_norms: ClassVar[bool] = False
+
     @abstractmethod
-    def matrix(self, rows: Updates) -> Tensor:
+    def matrix(self, rows: Updates, context: Context, generator: torch.Generator | None) -> Tensor:
         """The mixing matrix [m, n], or [n] if rows are only scaled (float64)."""
 
-    def apply(self, rows: Updates) -> Mixed:
+    def apply(self, rows: Updates, context: Context | None = None, generator: torch.Generator | None = None) -> Mixed:
         """The mixed rows, lazily."""
-        return Mixed(rows, self.matrix(rows))
+        return Mixed(rows, self.matrix(rows, context or Context(), generator))
 
-    def __call__(self, updates: Any) -> Any:
-        """The mixed rows [m, d], in the kind of the input."""
+    def rows_out(self, n: int) -> int:
+        """How many rows come out when n go in."""
+        return n
+
+    def __call__(self, updates: Any, *, generator: torch.Generator | None = None) -> Any:
+        """The mixed rows [m, d], in the kind of the input.
+
+        Raises:
+            HostileRowsError: a row is not finite; only a whole pipeline can exclude rows and report them.
+        """
         rows, restore = as_updates(updates)
         self.check(len(rows))
         rows.require(self.needs, self.name)
         gate(rows, 0, self.name)
-        mixed = self.apply(rows)
+        mixed = self.apply(rows, generator=generator)
         return mixed if isinstance(updates, Updates) else restore(mixed.materialise())
 
     def __rshift__(self, after: Mixing | Rule) -> Any:
@@ -286,20 +429,48 @@ class Pipeline(Rule):
         return self.rule.spare
 
     @property
+    def uses_root(self) -> bool:  # type: ignore[override]
+        return self.rule.uses_root
+
+    @property
+    def weighted(self) -> bool:  # type: ignore[override]
+        return self.rule.weighted
+
+    @property
+    def huge(self) -> float | None:
+        for part in (*self.mixings, self.rule):
+            if Needs.GRAM in part.needs:
+                return HUGE
+            if isinstance(part, Mixing) and part.bounds_norms:
+                return None
+        return None
+
+    @property
     def tolerated(self) -> int | None:
         declared = [part.tolerated for part in (*self.mixings, self.rule) if part.tolerated is not None]
         return min(declared) if declared else None
 
     def check(self, n: int) -> None:
+        m = n
         for part in self.mixings:
-            part.check(n)
-        self.rule.check(n)
+            part.check(m)
+            m = part.rows_out(m)
+        if m != n and self.weighted:
+            raise ConfigError(f"{self.name}: client weights mean nothing to {m} rows mixed from {n} clients")
+        self.rule.check(m)
 
     def without(self, excluded: int) -> Self:
         return dataclasses.replace(
             self,
             mixings=tuple(part.without(excluded) for part in self.mixings),
             rule=self.rule.without(excluded),
+        )
+
+    def within(self, kept: Tensor, n: int) -> Self:
+        return dataclasses.replace(
+            self,
+            mixings=tuple(part.within(kept, n) for part in self.mixings),
+            rule=self.rule.within(kept, n),
         )
 
     @property
@@ -309,20 +480,24 @@ class Pipeline(Rule):
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
         scales: Tensor | None = None
         for i, part in enumerate(self.mixings):
-            mixed = part.apply(rows)
+            mixed = part.apply(rows, context, generator)
             if mixed.scales_rows and (i == 0 or scales is not None):
                 scales = mixed.matrix if scales is None else scales * mixed.matrix
             else:
                 scales = None
             rows = mixed
         answer = self.rule._run(rows, state, context, generator)
-        weights = answer.weights
-        if weights is not None:
-            for _ in self.mixings:
-                assert isinstance(rows, Mixed)
+        mixed_rows, weights = len(rows), answer.weights
+        for _ in self.mixings:
+            assert isinstance(rows, Mixed)
+            if weights is not None:
                 weights = weights * rows.matrix if rows.scales_rows else weights @ rows.matrix
-                rows = rows.base
-        return dataclasses.replace(answer, weights=weights, scales=scales)
+            rows = rows.base
+        answer = dataclasses.replace(answer, weights=weights, scales=scales)
+        if len(rows) != mixed_rows:
+            # Scores of buckets are no scores of clients.
+            answer = dataclasses.replace(answer, scores=None, selected=None, excluded={})
+        return answer
 
     def __rshift__(self, after: Any) -> Any:
         raise ConfigError(f"{self.name} already ends in a rule; put {after!r} before it")

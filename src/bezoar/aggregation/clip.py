@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from bezoar.aggregation.base import Mixing
+from bezoar.aggregation.base import Context, Mixing
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
 
@@ -30,11 +31,13 @@ class Clip(Mixing):
 
     radius: float
     needs: ClassVar[Needs] = Needs.NORMS
+    bounds_norms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.radius, int | float) or math.isnan(self.radius) or self.radius <= 0:
             raise ConfigError(f"Clip: radius must be a positive number, got {self.radius!r}")
 
-    def matrix(self, rows: Updates) -> Tensor:
+    def matrix(self, rows: Updates, context: Context, generator: torch.Generator | None) -> Tensor:
         norms = rows.squared_norms().sqrt()
         return (self.radius / norms).clamp(max=1.0).nan_to_num(nan=1.0)

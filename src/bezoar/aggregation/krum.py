@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bezoar.aggregation.base import Weighting, check_count
+from bezoar.aggregation.base import Constant, Weighting
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
 
@@ -23,8 +23,13 @@ class Krum(Weighting):
 
     Variants: ``"blanchard"`` counts n-f-2 others and needs n >= 2f+3; ``"byzfl"`` counts n-f-1 others and needs
     n >= 2f+1; ``"sparsefed"`` counts n-f-3 others, unsquared, and needs n >= f+4. Ties go to the lowest row.
-    Cost: one Gram matrix, O(n^2 d). kappa <= 6 (1 + f/(n-2f)) (published for ``"byzfl"``).
-    Blanchard, El Mhamdi, Guerraoui, Stainer: Machine Learning with Adversaries, NeurIPS 2017.
+
+    Tolerates: f <= (n-3)/2 ("blanchard"), (n-1)/2 ("byzfl"), n-4 ("sparsefed").
+    Cost: one Gram matrix, O(n^2 d).
+    Constant: 6 (1 + f/(n-2f)), published for "byzfl"; none known for the others.
+    Peers: ByzFL counts n-f-1 others (variant "byzfl"); Blades sums fourth powers over n-f-2; FLPoison sums unsquared
+        distances over n-f-1.
+    Reference: Blanchard, El Mhamdi, Guerraoui, Stainer: Machine Learning with Adversaries, NeurIPS 2017.
 
     >>> Krum(f=1)(torch.tensor([[1.0, 2.0], [2.0, 1.0], [3.0, 3.0], [2.0, 2.0], [100.0, -100.0]]))
     tensor([2., 2.])
@@ -35,12 +40,17 @@ class Krum(Weighting):
     needs: ClassVar[Needs] = Needs.GRAM
 
     def __post_init__(self) -> None:
-        check_count("Krum", "f", self.f)
+        super().__post_init__()
         if self.variant not in ("blanchard", "byzfl", "sparsefed"):
             raise ConfigError(f"Krum: variant must be 'blanchard', 'byzfl' or 'sparsefed', got {self.variant!r}")
 
     def largest_f(self, n: int) -> int:
         return {"blanchard": (n - 3) // 2, "byzfl": (n - 1) // 2, "sparsefed": n - 4}[self.variant]
+
+    def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
+        if self.variant != "byzfl":
+            return ()
+        return (Constant(6 * (1 + f / (n - 2 * f)), "6 (1 + f/(n-2f))", "published"),)
 
     def weights(self, rows: Updates) -> tuple[Tensor, Tensor | None]:
         distances = rows.squared_distances()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bezoar.aggregation.base import Columnwise, check_count
+from bezoar.aggregation.base import Columnwise, Constant
 from bezoar.kernels.columns import column_trimmed_mean
 
 
@@ -16,8 +16,14 @@ class TrimmedMean(Columnwise):
 
     .. math:: [F(x)]_j = \frac{1}{n-2f} \sum_{i=f+1}^{n-f} [x]_{(i),j}
 
-    Needs f < n/2; f = 0 is the mean. Cost: O(n log n) a coordinate. kappa = f/(n-2f), the best possible; with only
-    q <= f bad rows f/(n-q-f). Yin, Chen, Kannan, Bartlett: Byzantine-Robust Distributed Learning, ICML 2018.
+    With f = 0 it is the mean.
+
+    Tolerates: f <= (n-1)/2.
+    Cost: a sort of every column, O(d n log n).
+    Constant: f/(n-2f), the best possible; with only q <= f bad rows f/(n-q-f) (exact).
+    Peers: ByzFL the same; Blades and FLPoison subtract the extremes from the sum, which one huge value ruins; FLPoison
+        trims a fixed share of 0.1 whatever the number of attackers.
+    Reference: Yin, Chen, Kannan, Bartlett: Byzantine-Robust Distributed Learning, ICML 2018.
 
     >>> import torch
     >>> TrimmedMean(f=1)(torch.tensor([[1.0, 2.0], [2.0, 1.0], [3.0, 3.0], [2.0, 2.0], [100.0, -100.0]]))
@@ -26,8 +32,8 @@ class TrimmedMean(Columnwise):
 
     f: int
 
-    def __post_init__(self) -> None:
-        check_count("TrimmedMean", "f", self.f)
+    def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
+        return (Constant(f / (n - q - f), "f/(n-q-f)", "exact"),)
 
     def reduce(self, values: Tensor) -> Tensor:
         return column_trimmed_mean(values, self.f)
