@@ -7,12 +7,12 @@ n, excluding hostile rows, converting kinds and combining rows happen here, once
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,10 +124,10 @@ class Part(ABC):
         """Whole numbers of NumPy become plain ones, and f is checked; parts with more parameters go on from here."""
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
-            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            if isinstance(value, np.integer):
                 object.__setattr__(self, spec.name, int(value))
             if spec.name == "f":
-                check_count(self.name, "f", value)
+                check_count(self.name, "f", int(value) if isinstance(value, np.integer) else value)
 
     @property
     def tolerated(self) -> int | None:
@@ -185,7 +185,7 @@ def check_weights(owner: str, weights: Tensor | None, n: int) -> None:
 
 def check_count(owner: str, name: str, value: int) -> None:
     """Raise unless ``value`` is a whole number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigError(f"{owner}: {name} must be a whole number >= 0, got {value!r}")
 
 
