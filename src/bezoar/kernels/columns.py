@@ -1,28 +1,69 @@
-"""Order statistics of columns. On a CPU NumPy's vectorised sort is several times faster than torch's."""
+"""Order statistics of columns.
+
+On a CPU a slice of columns is copied to rows, which NumPy's vectorised sort orders in the cache, several slices at a
+time. torch's sort is an order of magnitude slower there, sorting along the strided axis three times, and keeping the
+sorted block instead of finishing it slice by slice twice.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from bezoar.kernels.threads import in_threads
 
-def sort_columns(values: Tensor) -> Tensor:
-    """Sort every column of ``values`` [n, b] in ascending order; half precision comes back as float32."""
-    if values.dtype in (torch.float16, torch.bfloat16):
-        values = values.float()
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.sort(values.numpy(), axis=0))
-    return values.sort(dim=0).values
+#: Entries sorted at a time by one thread.
+SLICE = 2**18
+
+#: Sorted columns as rows [c, n] -> one number each [c].
+Finish = Callable[[Tensor], Tensor]
+
+
+def widened(values: Tensor) -> Tensor:
+    """Half precision as float32, everything else as it is."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def over_sorted(values: Tensor, finish: Finish) -> Tensor:
+    """Apply ``finish`` to the sorted columns of ``values`` [n, b]: [b].
+
+    ``finish`` gets slices of sorted columns as rows [c, n] (half precision as float32); it must not keep them.
+    """
+    n, b = values.shape
+    if values.device.type != "cpu":
+        return finish(widened(values).T.contiguous().sort(dim=1).values)
+    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+    answer = torch.empty(b, dtype=wide)
+
+    def work(start: int, stop: int) -> None:
+        ordered = widened(values[:, start:stop]).T.contiguous()
+        ordered.numpy().sort(axis=1)
+        answer[start:stop] = finish(ordered)
+
+    in_threads(work, b, max(1, SLICE // n))
+    return answer
+
+
+def median_of_sorted(ordered: Tensor) -> Tensor:
+    """Median of every row of ``ordered`` [c, n], whose rows are sorted; the midpoint of the middle two if n is even."""
+    n = ordered.shape[1]
+    if n % 2:
+        return ordered[:, n // 2]
+    return ordered[:, n // 2 - 1] * 0.5 + ordered[:, n // 2] * 0.5
+
+
+def _trimmed(f: int, ordered: Tensor) -> Tensor:
+    kept = ordered[:, f : ordered.shape[1] - f]
+    # Dividing before adding: legal numbers must not overflow on the way.
+    return kept @ torch.full((kept.shape[1],), 1 / kept.shape[1], dtype=kept.dtype, device=kept.device)
 
 
 def column_median(values: Tensor) -> Tensor:
     """Median of every column of ``values`` [n, b]: [b]; the midpoint of the middle two if n is even."""
-    ordered = sort_columns(values)
-    n = len(ordered)
-    if n % 2:
-        return ordered[n // 2]
-    return ordered[n // 2 - 1] * 0.5 + ordered[n // 2] * 0.5
+    return over_sorted(values, median_of_sorted)
 
 
 def column_trimmed_mean(values: Tensor, f: int) -> Tensor:
@@ -31,12 +72,6 @@ def column_trimmed_mean(values: Tensor, f: int) -> Tensor:
     Sorts and slices: subtracting the extremes from the sum would lose everything to one entry of 1e30.
     """
     if f == 0:
-        return _mean(values)
-    ordered = sort_columns(values)
-    return _mean(ordered[f : len(ordered) - f])
-
-
-def _mean(values: Tensor) -> Tensor:
-    """Mean of every column, summed in float64: legal numbers must not overflow on the way."""
-    wide = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
-    return values.mean(0, dtype=torch.float64).to(wide)
+        wide = widened(values)
+        return torch.full((len(wide),), 1 / len(wide), dtype=wide.dtype, device=wide.device) @ wide
+    return over_sorted(values, partial(_trimmed, f))

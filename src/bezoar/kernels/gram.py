@@ -1,10 +1,13 @@
-"""Inner products and distances of all pairs of rows, exact where it matters and safe from overflow.
+"""Norms, inner products and distances of rows, exact where it matters and safe from overflow.
 
-Chunks of columns are multiplied in the rows' own precision and summed in float64. Rows are first scaled by powers
-of two (exact), so that 1e30 neither overflows float32 nor drowns its neighbours.
+Chunks of columns are multiplied in the rows' own precision and summed in float64. Rows far from one in size are first
+scaled by powers of two (exact), so that 1e30 neither overflows float32 nor drowns its neighbours.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,59 +15,191 @@ from torch import Tensor
 #: Columns multiplied at a time: products of this many float32 terms keep about six digits.
 CHUNK = 16384
 
+#: Columns whose squares are added in the rows' own precision before float64 takes over.
+NORM_CHUNK = 65536
+
 #: Pairs closer than this share of their squared norms are measured again from their difference.
 NEAR = 1e-4
 
-
-def _scales(values: Tensor) -> Tensor:
-    """A power of two per row that brings its largest entry to about one (one for zero or non-finite rows)."""
-    largest = torch.linalg.vector_norm(values, ord=torch.inf, dim=1).double()
-    usable = torch.isfinite(largest) & (largest > 0)
-    exponent = torch.frexp(torch.where(usable, largest, torch.ones_like(largest))).exponent
-    return torch.ldexp(torch.ones_like(largest), -exponent.clamp(min=-1000))
+#: Squared norms in this range are safe in float32; norms may differ by this factor without scales of their own.
+_SAFE, _SPREAD = (1e-24, 1e24), 1e6
 
 
-def _multiply(values: Tensor, scales: Tensor, centre: int | None) -> Tensor:
+class Matrix(Protocol):
+    """n rows of d numbers that can be read column range by column range."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, d)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the entries."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the entries are."""
+
+    def part(self, start: int, stop: int, rows: Tensor | None = None) -> Tensor:
+        """Columns ``start`` to ``stop`` of all rows, or of ``rows`` [m]: [n or m, stop - start], not to be changed."""
+
+
+@dataclass(frozen=True)
+class Tall:
+    """A tensor [n, d] as the kernels read it."""
+
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, d)."""
+        n, d = self.values.shape
+        return n, d
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the entries."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the entries are."""
+        return self.values.device
+
+    def part(self, start: int, stop: int, rows: Tensor | None = None) -> Tensor:
+        """Columns ``start`` to ``stop``, of ``rows`` only if given."""
+        return self.values[:, start:stop] if rows is None else self.values[rows, start:stop]
+
+
+def ranges(d: int, width: int) -> list[tuple[int, int]]:
+    """Cut d columns into ranges of at most ``width``."""
+    return [(start, min(start + width, d)) for start in range(0, d, width)]
+
+
+def squared_norms(matrix: Matrix) -> Tensor:
+    """Squared l2 norms of the rows of ``matrix``: float64 [n]."""
+    n, d = matrix.shape
+    wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    total = torch.zeros(n, dtype=torch.float64, device=matrix.device)
+    for start, stop in ranges(d, NORM_CHUNK):
+        total += torch.linalg.vector_norm(matrix.part(start, stop), dim=1, dtype=wide).double().square_()
+    unsure = (~((total > _SAFE[0]) & (total < _SAFE[1]))).nonzero().flatten()
+    if wide == torch.float32 and len(unsure):
+        total[unsure] = 0.0
+        for start, stop in ranges(d, NORM_CHUNK):
+            total[unsure] += matrix.part(start, stop, unsure).double().square_().sum(1)
+    return total
+
+
+def powers(sizes: Tensor) -> Tensor:
+    """Powers of two that bring ``sizes`` to about one (one for zero or non-finite sizes)."""
+    usable = torch.isfinite(sizes) & (sizes > 0)
+    exponent = torch.frexp(torch.where(usable, sizes, torch.ones_like(sizes))).exponent
+    return torch.ldexp(torch.ones_like(sizes), -exponent.clamp(min=-1000))
+
+
+def _multiply(matrix: Matrix, scales: Tensor | None, centre: int | None) -> Tensor:
     """Inner products of the rows (minus row ``centre`` if given), times scales_i * scales_j: float64 [n, n]."""
-    n, d = values.shape
-    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-    total = torch.zeros(n, n, dtype=torch.float64, device=values.device)
-    for start in range(0, d, CHUNK):
-        part = values[:, start : start + CHUNK].to(wide)
-        if centre is not None:
-            # Halving first keeps the difference of two huge numbers of opposite sign finite.
-            part = part * 0.5 - part[centre] * 0.5
-        part = (part.double() * scales[:, None]).to(wide)
+    n, d = matrix.shape
+    wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    total = torch.zeros(n, n, dtype=torch.float64, device=matrix.device)
+    for start, stop in ranges(d, CHUNK):
+        part = matrix.part(start, stop).to(wide)
+        if scales is None:
+            if centre is not None:
+                part = part - part[centre]
+        else:
+            # Halving keeps the difference of two huge numbers of opposite sign finite.
+            part = part * 0.5
+            if centre is not None:
+                part = part - part[centre]
+            part = part.double().mul_(scales[:, None] * 2).to(wide)
         total += part @ part.T
     return total
 
 
-def gram(values: Tensor) -> Tensor:
-    """Inner products of all pairs of rows of ``values`` [n, d]: float64 [n, n]."""
-    scales = _scales(values)
-    return _multiply(values, scales, None) / scales[:, None] / scales[None, :]
+def _safe(norms: Tensor) -> bool:
+    """Whether products of rows with these squared norms are exact enough without scaling."""
+    return bool(((norms == 0) | ((norms > _SAFE[0]) & (norms < _SAFE[1]))).all())
 
 
-def squared_distances(values: Tensor) -> Tensor:
-    """Squared distances of all pairs of rows of ``values`` [n, d]: float64 [n, n].
+def gram(matrix: Matrix, norms: Tensor) -> Tensor:
+    """Inner products of all pairs of rows of ``matrix``, whose squared ``norms`` [n] are known: float64 [n, n]."""
+    if _safe(norms):
+        return _multiply(matrix, None, None)
+    scales = powers(norms.sqrt())
+    return _multiply(matrix, scales, None) / scales[:, None] / scales[None, :]
 
-    The rows are centred on a row of median norm (never on the mean, which one huge row ruins), and pairs that
-    nearly coincide are measured from their difference in float64.
+
+def _typical(norms: Tensor) -> int:
+    """A row of median norm."""
+    return int(torch.argsort(norms, stable=True)[len(norms) // 2])
+
+
+def squared_distances(matrix: Matrix, norms: Tensor) -> Tensor:
+    """Squared distances of all pairs of rows of ``matrix``, whose squared ``norms`` are known: float64 [n, n].
+
+    The rows are centred on a row of median norm (never on the mean, which one huge row ruins). Pairs that nearly
+    coincide are measured again with one of them as the centre. Equal rows have distance 0 and equal distances to
+    all others.
     """
-    n, _ = values.shape
-    norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
-    centre = int(torch.argsort(norms, stable=True)[n // 2])
-    half_spread = torch.stack(
-        [torch.linalg.vector_norm(row.double() * 0.5 - values[centre].double() * 0.5, ord=torch.inf) for row in values]
-    )
-    usable = torch.isfinite(half_spread) & (half_spread > 0)
-    exponent = torch.frexp(torch.where(usable, half_spread, torch.ones_like(half_spread))).exponent
-    scales = torch.ldexp(torch.ones_like(half_spread), -exponent.clamp(min=-1000))
-    products = _multiply(values, scales, centre) / scales[:, None] / scales[None, :] * 4
+    c = _typical(norms)
+    usual, largest = float(norms[c]), float(norms.max())
+    if _SAFE[0] < usual and largest < min(_SAFE[1], usual * _SPREAD**2):
+        products = _multiply(matrix, None, c)
+    else:
+        scales = powers(torch.maximum(norms, norms[c]).sqrt())
+        products = _multiply(matrix, scales, c) / scales[:, None] / scales[None, :]
     size = products.diagonal()
-    distances = (size[:, None] + size[None, :] - 2 * products).clamp_(min=0).fill_diagonal_(0)
-    near = distances < NEAR * (size[:, None] + size[None, :])
-    for i, j in torch.triu(near, diagonal=1).nonzero().tolist():
-        exact = (values[i].double() - values[j].double()).square().sum()
-        distances[i, j] = distances[j, i] = exact
+    distances = _between(products)
+    near = (distances < NEAR * (size[:, None] + size[None, :])).fill_diagonal_(False)
+    near[c] = near[:, c] = False
+    _measure_again(matrix, distances, near)
+    return _alike(distances)
+
+
+def _between(products: Tensor) -> Tensor:
+    size = products.diagonal()
+    return (size[:, None] + size[None, :] - 2 * products).clamp_(min=0).fill_diagonal_(0)
+
+
+def _measure_again(matrix: Matrix, distances: Tensor, near: Tensor) -> None:
+    """Correct ``distances`` in place where ``near``: clusters of close rows are centred on one of their own."""
+    while near.any():
+        c = int(near.sum(1).argmax())
+        members = torch.cat([near.new_tensor([c], dtype=torch.int64), near[c].nonzero().flatten()])
+        products, largest = _cluster(matrix, members, 1.0)
+        if largest > 0 and not _SAFE[0] < largest**2 < _SAFE[1]:
+            scale = float(powers(torch.tensor(largest, dtype=torch.float64)))
+            products = _cluster(matrix, members, scale)[0] / scale / scale
+        size = products.diagonal()
+        exact = _between(products)
+        grid = torch.meshgrid(members, members, indexing="ij")
+        wrong = near[grid]
+        distances[grid] = torch.where(wrong, exact, distances[grid])
+        near[grid] = wrong & (exact < NEAR * (size[:, None] + size[None, :]))
+        near[c] = near[:, c] = False
+
+
+def _cluster(matrix: Matrix, members: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Inner products of the rows ``members`` minus the first of them, times scale squared; the largest entry."""
+    wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    products = torch.zeros(len(members), len(members), dtype=torch.float64, device=matrix.device)
+    largest = torch.zeros((), dtype=torch.float64, device=matrix.device)
+    for start, stop in ranges(matrix.shape[1], CHUNK):
+        part = matrix.part(start, stop, members).to(wide)
+        part = part - part[0]
+        largest = torch.maximum(largest, part.abs().amax().double())
+        if scale != 1.0:
+            part = (part.double() * scale).to(wide)
+        products += part @ part.T
+    return products, float(largest)
+
+
+def _alike(distances: Tensor) -> Tensor:
+    """Give equal rows (distance 0) equal distances to all others, those of the first of them."""
+    n = len(distances)
+    first = (distances == 0).to(torch.int8).argmax(1)
+    if not torch.equal(first, torch.arange(n, device=first.device)):
+        distances = distances[first][:, first]
     return distances

@@ -3,7 +3,19 @@
 from bezoar.updates.base import Block, Layout, Needs, Segment, Updates
 from bezoar.updates.dense import DenseUpdates
 from bezoar.updates.gradients import client_gradients
+from bezoar.updates.held import RowUpdates
 from bezoar.updates.mixed import Mixed
 from bezoar.updates.stacked import Stacked
 
-__all__ = ["Block", "DenseUpdates", "Layout", "Mixed", "Needs", "Segment", "Stacked", "Updates", "client_gradients"]
+__all__ = [
+    "Block",
+    "DenseUpdates",
+    "Layout",
+    "Mixed",
+    "Needs",
+    "RowUpdates",
+    "Segment",
+    "Stacked",
+    "Updates",
+    "client_gradients",
+]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import UnsupportedError
-from bezoar.kernels.gram import NEAR
+from bezoar.kernels.gram import NEAR, Tall, squared_norms
 
 #: Size of a column block unless the caller says otherwise.
 BLOCK_BYTES = 64 * 2**20
@@ -206,9 +206,8 @@ def refine_distances(distances: Tensor, norms: Tensor, rows: Updates, max_bytes:
 
 
 def row_norms(values: Tensor) -> Tensor:
-    """Squared l2 norms of rows [m, d], accumulated in float64: [m]."""
-    norms: Tensor = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
-    return norms.square()
+    """Squared l2 norms of the rows of a tensor [m, d], exact to about seven digits: float64 [m]."""
+    return squared_norms(Tall(values))
 
 
 def column_ranges(n: int, d: int, itemsize: int, max_bytes: int) -> Sequence[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Layout, Segment, Updates
 from bezoar.updates.dense import DenseUpdates
+from bezoar.updates.held import RowUpdates
 
 #: Turns a vector [d] or rows [m, d] back into the caller's kind.
 Restore = Callable[[Tensor], Any]
@@ -46,9 +48,12 @@ def as_updates(updates: Any) -> tuple[Updates, Restore]:
 
 
 def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
-    """The array as a tensor, copied only where torch can not share it (foreign byte order, read-only)."""
+    """The array as a tensor, copied only where torch can not share it (foreign byte order)."""
     native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    return torch.from_numpy(native if native.flags.writeable else native.copy())
+    with warnings.catch_warnings():
+        # Nothing here writes into the caller's numbers; a memory-mapped file must not be copied for that.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+        return torch.from_numpy(native)
 
 
 def _floating(values: Tensor) -> Tensor:
@@ -76,18 +81,6 @@ def _majority(signatures: Sequence[Hashable]) -> Hashable:
     return counts.most_common(1)[0][0]
 
 
-def _stack(rows: Sequence[Tensor | None], d: int, dtype: torch.dtype, layout: Layout, why: str) -> DenseUpdates:
-    """Rows below each other; None becomes a row of NaN, flawed for the reason ``why``."""
-    if d == 0:
-        raise ConfigError("updates hold no parameters: d must be at least 1")
-    like = next(row for row in rows if row is not None)
-    values = torch.full((len(rows), d), torch.nan, dtype=dtype, device=like.device)
-    for i, row in enumerate(rows):
-        if row is not None:
-            values[i] = row
-    return DenseUpdates(values, layout=layout, flaws={i: why for i, row in enumerate(rows) if row is None})
-
-
 def _vectors(rows: list[Any]) -> tuple[Updates, Restore]:
     tensors = [None if isinstance(row, Mapping) else _tensor(row) for row in rows]
     wanted = _majority([None if t is None or t.ndim != 1 else (len(t), t.dtype) for t in tensors])
@@ -95,14 +88,17 @@ def _vectors(rows: list[Any]) -> tuple[Updates, Restore]:
     d, kind = wanted
     numpy = sum(isinstance(row, np.ndarray) for row in rows) * 2 > len(rows)
     dtype = kind if kind.is_floating_point else torch.get_default_dtype()
-    kept = [t if t is not None and t.shape == (d,) else None for t in tensors]
+    if d == 0:
+        raise ConfigError("updates hold no parameters: d must be at least 1")
+    kept = [[t] if t is not None and t.shape == (d,) else None for t in tensors]
+    flaws = {i: f"not a vector of length {d}" for i, row in enumerate(kept) if row is None}
 
     def restore(result: Tensor) -> Any:
         if result.ndim == 1:
             return result.numpy() if numpy else result
         return [row.numpy() if numpy else row for row in result]
 
-    return _stack(kept, d, dtype, (), f"not a vector of length {d}"), restore
+    return RowUpdates(kept, dtype, flaws=flaws), restore
 
 
 def _read_mapping(row: Any) -> dict[str, Tensor] | None:
@@ -129,7 +125,7 @@ def _mappings(rows: list[Any]) -> tuple[Updates, Restore]:
     layout: Layout = tuple(segments)
     numpy = {name: sum(isinstance(rows[i][name], np.ndarray) for i in members) * 2 > len(members) for name in names}
     # Counters (int64) keep their digits in double precision only.
-    if not kinds:
+    if start == 0:
         raise ConfigError("updates hold no parameters: d must be at least 1")
     exact = any(not kind.is_floating_point for kind in kinds.values())
     dtype = torch.float64
@@ -137,10 +133,11 @@ def _mappings(rows: list[Any]) -> tuple[Updates, Restore]:
         dtype = next(iter(kinds.values()))
         for kind in kinds.values():
             dtype = torch.promote_types(dtype, kind)
-    flat = [
-        None if row is None or shape != wanted else torch.cat([row[name].reshape(-1).to(dtype) for name in names])
+    pieces = [
+        None if row is None or shape != wanted else [row[name].reshape(-1) for name in names]
         for row, shape in zip(read, shapes, strict=True)
     ]
+    flaws = {i: "other names or shapes than the majority" for i, row in enumerate(pieces) if row is None}
 
     def unpack(vector: Tensor) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -152,4 +149,4 @@ def _mappings(rows: list[Any]) -> tuple[Updates, Restore]:
     def restore(result: Tensor) -> Any:
         return unpack(result) if result.ndim == 1 else [unpack(row) for row in result]
 
-    return _stack(flat, start, dtype, layout, "other names or shapes than the majority"), restore
+    return RowUpdates(pieces, dtype, layout=layout, flaws=flaws), restore

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
-from bezoar.kernels.gram import gram, squared_distances
-from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Needs, Updates, column_ranges, row_norms
+from bezoar.updates.base import Layout
+from bezoar.updates.held import HeldUpdates, RowUpdates
 
 
-class DenseUpdates(Updates):
+class DenseUpdates(HeldUpdates):
     """A matrix [n, d] of floating point numbers; never changed.
 
+    >>> import torch
     >>> rows = DenseUpdates(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
     >>> rows.squared_norms()
     tensor([25.,  1.], dtype=torch.float64)
@@ -31,72 +31,27 @@ class DenseUpdates(Updates):
             raise ConfigError(
                 f"updates must be a floating point matrix [n, d], got {values.dtype} {list(values.shape)}"
             )
-        n = len(values)
-        if clients is not None and clients.shape != (n,):
-            raise ConfigError(f"clients must hold one id a row [{n}], got {list(clients.shape)}")
+        n, d = values.shape
+        super().__init__((n, d), values.dtype, values.device, clients, layout, flaws)
         self.values = values.detach()
-        self._clients = torch.arange(n) if clients is None else clients
-        self._layout = layout
-        self._flaws = dict(flaws or {})
-        self.offers = ~Needs.NONE if layout else ~Needs.LAYOUT
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        n, d = self.values.shape
-        return n, d
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.values.device
-
-    @property
-    def clients(self) -> Tensor:
-        return self._clients
-
-    @property
-    def layout(self) -> Layout:
-        return self._layout
-
-    @property
-    def flaws(self) -> Mapping[int, str]:
-        return self._flaws
-
-    def _squared_norms(self) -> Tensor:
-        return row_norms(self.values)
-
-    def _gram(self) -> Tensor:
-        return gram(self.values)
-
-    def _squared_distances(self) -> Tensor:
-        return squared_distances(self.values)
-
-    def dot(self, vector: Tensor) -> Tensor:
-        total = torch.zeros(len(self), dtype=torch.float64, device=self.device)
-        for block in self.blocks():
-            total += block.values.double() @ vector[block.start : block.stop].double()
-        return total
+    def part(self, start: int, stop: int, rows: Tensor | None = None) -> Tensor:
+        return self.values[:, start:stop] if rows is None else self.values[rows, start:stop]
 
     def combine(self, weights: Tensor) -> Tensor:
-        wide = torch.float32 if self.dtype in (torch.float16, torch.bfloat16) else self.dtype
-        if wide != self.dtype:
-            parts = [weights.to(wide) @ block.values.to(wide) for block in self.blocks()]
-            return torch.cat(parts, dim=-1).to(self.dtype)
-        return weights.to(wide) @ self.values
+        if self.values.is_floating_point() and self.dtype.itemsize >= 4 and int((weights != 0).sum()) * 2 > len(self):
+            return weights.to(self.device, self.dtype) @ self.values
+        return super().combine(weights)
 
     def columns(self, index: Tensor) -> Tensor:
         return self.values[:, index]
 
-    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-        n, d = self.shape
-        for start, stop in column_ranges(n, d, self.dtype.itemsize, max_bytes):
-            yield Block(start, stop, self.values[:, start:stop])
-
-    def select(self, rows: Tensor) -> DenseUpdates:
-        return DenseUpdates(self.values[rows], self._clients[rows.to(self._clients.device)], self._layout)
+    def select(self, rows: Tensor) -> RowUpdates:
+        """Views of the chosen rows: nothing is copied."""
+        chosen = [[self.values[i]] for i in rows.tolist()]
+        clients = self._clients[rows.to(self._clients.device)]
+        flaws = {new: self._flaws[old] for new, old in enumerate(rows.tolist()) if old in self._flaws}
+        return RowUpdates(chosen, self.dtype, clients, self._layout, flaws)
 
     def materialise(self) -> Tensor:
         return self.values

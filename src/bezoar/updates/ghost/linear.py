@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bezoar.kernels.gram import powers
 from bezoar.updates.ghost.cohort import Cohort
 from bezoar.updates.ghost.layer import Matrix, by_client, paired_norms, widened
 
@@ -78,7 +79,5 @@ def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows divided by powers of two near their largest entries, and these (float64)."""
     rows = widened(rows)
     largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1).double()
-    usable = torch.isfinite(largest) & (largest > 0)
-    exponent = torch.frexp(torch.where(usable, largest, torch.ones_like(largest))).exponent
-    scales = torch.ldexp(torch.ones_like(largest), exponent)
-    return (rows.double() / scales[:, None]).to(rows.dtype), scales
+    scales = powers(largest)
+    return (rows.double() * scales[:, None]).to(rows.dtype), 1 / scales

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bezoar.kernels.gram import gram
+from bezoar.kernels.gram import Tall, gram
 from bezoar.updates.base import column_ranges, row_norms
 from bezoar.updates.ghost.cohort import Cohort
 from bezoar.updates.ghost.layer import WORK_BYTES, Matrix, widened
@@ -53,7 +53,7 @@ class Rows(Part):
         return row_norms(self.values)
 
     def gram(self, max_bytes: int) -> Tensor:
-        return gram(self.values)
+        return gram(Tall(self.values), self.squared_norms())
 
     def dot(self, vector: Tensor) -> Tensor:
         total = torch.zeros(len(self.values), dtype=torch.float64, device=self.values.device)
@@ -108,7 +108,7 @@ class Held(Part):
         total = self.like.new_zeros(n, n, dtype=torch.float64)
         if self.pairs:
             for _, _, values in self.slices(max_bytes):
-                total += gram(values)
+                total += gram(Tall(values), row_norms(values))
         return total
 
     def dot(self, vector: Tensor) -> Tensor:
