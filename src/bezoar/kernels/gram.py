@@ -6,6 +6,7 @@ scaled by powers of two (exact), so that 1e30 neither overflows float32 nor drow
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +23,7 @@ NORM_CHUNK = 65536
 NEAR = 1e-4
 
 #: Squared norms in this range are safe in float32; norms may differ by this factor without scales of their own.
-_SAFE, _SPREAD = (1e-24, 1e24), 1e6
+SAFE, SPREAD = (1e-24, 1e24), 1e6
 
 
 class Matrix(Protocol):
@@ -42,6 +43,10 @@ class Matrix(Protocol):
 
     def part(self, start: int, stop: int, rows: Tensor | None = None) -> Tensor:
         """Columns ``start`` to ``stop`` of all rows, or of ``rows`` [m]: [n or m, stop - start], not to be changed."""
+
+
+#: (start, stop, rows) -> those columns of ``rows`` minus the first of them.
+Differences = Callable[[int, int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def squared_norms(matrix: Matrix) -> Tensor:
     total = torch.zeros(n, dtype=torch.float64, device=matrix.device)
     for start, stop in ranges(d, NORM_CHUNK):
         total += torch.linalg.vector_norm(matrix.part(start, stop), dim=1, dtype=wide).double().square_()
-    unsure = (~((total > _SAFE[0]) & (total < _SAFE[1]))).nonzero().flatten()
+    unsure = (~((total > SAFE[0]) & (total < SAFE[1]))).nonzero().flatten()
     if wide == torch.float32 and len(unsure):
         total[unsure] = 0.0
         for start, stop in ranges(d, NORM_CHUNK):
@@ -115,12 +120,12 @@ def _multiply(matrix: Matrix, scales: Tensor | None, centre: int | None) -> Tens
                 part = part - part[centre]
             part = part.double().mul_(scales[:, None] * 2).to(wide)
         total += part @ part.T
-    return total
+    return (total + total.T) * 0.5
 
 
 def _safe(norms: Tensor) -> bool:
     """Whether products of rows with these squared norms are exact enough without scaling."""
-    return bool(((norms == 0) | ((norms > _SAFE[0]) & (norms < _SAFE[1]))).all())
+    return bool(((norms == 0) | ((norms > SAFE[0]) & (norms < SAFE[1]))).all())
 
 
 def gram(matrix: Matrix, norms: Tensor) -> Tensor:
@@ -145,35 +150,42 @@ def squared_distances(matrix: Matrix, norms: Tensor) -> Tensor:
     """
     c = _typical(norms)
     usual, largest = float(norms[c]), float(norms.max())
-    if _SAFE[0] < usual and largest < min(_SAFE[1], usual * _SPREAD**2):
+    if SAFE[0] < usual and largest < min(SAFE[1], usual * SPREAD**2):
         products = _multiply(matrix, None, c)
     else:
         scales = powers(torch.maximum(norms, norms[c]).sqrt())
         products = _multiply(matrix, scales, c) / scales[:, None] / scales[None, :]
     size = products.diagonal()
-    distances = _between(products)
+    distances = between(products)
     near = (distances < NEAR * (size[:, None] + size[None, :])).fill_diagonal_(False)
     near[c] = near[:, c] = False
-    _measure_again(matrix, distances, near)
-    return _alike(distances)
+    wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+
+    def differences(start: int, stop: int, members: Tensor) -> Tensor:
+        part = matrix.part(start, stop, members).to(wide)
+        return part - part[0]
+
+    measure_again(differences, matrix.shape[1], distances, near)
+    return alike(distances)
 
 
-def _between(products: Tensor) -> Tensor:
+def between(products: Tensor) -> Tensor:
+    """Squared distances of all pairs of rows with these inner products [n, n]."""
     size = products.diagonal()
     return (size[:, None] + size[None, :] - 2 * products).clamp_(min=0).fill_diagonal_(0)
 
 
-def _measure_again(matrix: Matrix, distances: Tensor, near: Tensor) -> None:
+def measure_again(differences: Differences, d: int, distances: Tensor, near: Tensor) -> None:
     """Correct ``distances`` in place where ``near``: clusters of close rows are centred on one of their own."""
     while near.any():
         c = int(near.sum(1).argmax())
         members = torch.cat([near.new_tensor([c], dtype=torch.int64), near[c].nonzero().flatten()])
-        products, largest = _cluster(matrix, members, 1.0)
-        if largest > 0 and not _SAFE[0] < largest**2 < _SAFE[1]:
+        products, largest = _cluster(differences, d, members, 1.0)
+        if largest > 0 and not SAFE[0] < largest**2 < SAFE[1]:
             scale = float(powers(torch.tensor(largest, dtype=torch.float64)))
-            products = _cluster(matrix, members, scale)[0] / scale / scale
+            products = _cluster(differences, d, members, scale)[0] / scale / scale
         size = products.diagonal()
-        exact = _between(products)
+        exact = between(products)
         grid = torch.meshgrid(members, members, indexing="ij")
         wrong = near[grid]
         distances[grid] = torch.where(wrong, exact, distances[grid])
@@ -181,22 +193,20 @@ def _measure_again(matrix: Matrix, distances: Tensor, near: Tensor) -> None:
         near[c] = near[:, c] = False
 
 
-def _cluster(matrix: Matrix, members: Tensor, scale: float) -> tuple[Tensor, float]:
+def _cluster(differences: Differences, d: int, members: Tensor, scale: float) -> tuple[Tensor, float]:
     """Inner products of the rows ``members`` minus the first of them, times scale squared; the largest entry."""
-    wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-    products = torch.zeros(len(members), len(members), dtype=torch.float64, device=matrix.device)
-    largest = torch.zeros((), dtype=torch.float64, device=matrix.device)
-    for start, stop in ranges(matrix.shape[1], CHUNK):
-        part = matrix.part(start, stop, members).to(wide)
-        part = part - part[0]
+    products = torch.zeros(len(members), len(members), dtype=torch.float64, device=members.device)
+    largest = torch.zeros((), dtype=torch.float64, device=members.device)
+    for start, stop in ranges(d, CHUNK):
+        part = differences(start, stop, members)
         largest = torch.maximum(largest, part.abs().amax().double())
         if scale != 1.0:
-            part = (part.double() * scale).to(wide)
+            part = (part.double() * scale).to(part.dtype)
         products += part @ part.T
-    return products, float(largest)
+    return (products + products.T) * 0.5, float(largest)
 
 
-def _alike(distances: Tensor) -> Tensor:
+def alike(distances: Tensor) -> Tensor:
     """Give equal rows (distance 0) equal distances to all others, those of the first of them."""
     n = len(distances)
     first = (distances == 0).to(torch.int8).argmax(1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import UnsupportedError
-from bezoar.kernels.gram import NEAR, Tall, squared_norms
+from bezoar.kernels.gram import NEAR, Tall, between, squared_norms
 
 #: Size of a column block unless the caller says otherwise.
 BLOCK_BYTES = 64 * 2**20
@@ -169,7 +169,7 @@ class Updates(ABC):
             )
 
     def _squared_distances(self) -> Tensor:
-        return refine_distances(distances_from_gram(self.gram()), self.squared_norms(), self)
+        return refine_distances(between(self.gram()), self.squared_norms(), self)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -181,12 +181,6 @@ class Updates(ABC):
 
 def _names(needs: Needs) -> str:
     return ", ".join(str(flag.name).lower() for flag in Needs if flag in needs and flag.value) or "nothing"
-
-
-def distances_from_gram(gram: Tensor) -> Tensor:
-    """Squared distances [n, n] from inner products [n, n]; loses digits where rows nearly coincide."""
-    diagonal = gram.diagonal()
-    return (diagonal[:, None] + diagonal[None, :] - 2 * gram).clamp_(min=0).fill_diagonal_(0)
 
 
 def refine_distances(distances: Tensor, norms: Tensor, rows: Updates, max_bytes: int = BLOCK_BYTES) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
-from bezoar.kernels.gram import CHUNK, gram, ranges, squared_distances, squared_norms
+from bezoar.kernels.gram import CHUNK, SAFE, gram, ranges, squared_distances, squared_norms
 from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Needs, Updates, column_ranges
 
 
@@ -72,9 +72,13 @@ class HeldUpdates(Updates):
         return squared_distances(self, self.squared_norms())
 
     def dot(self, vector: Tensor) -> Tensor:
+        norms, size = self.squared_norms(), vector.double().square().sum()
+        low, high = SAFE
+        legal = bool(((norms < high) | ~torch.isfinite(norms)).all()) and bool((norms.min() > low) & (size > low))
+        wide = torch.float32 if self.dtype != torch.float64 and legal and bool(size < high) else torch.float64
         total = torch.zeros(len(self), dtype=torch.float64, device=self.device)
         for start, stop in ranges(self.shape[1], CHUNK):
-            total += self.part(start, stop).double() @ vector[start:stop].double()
+            total += self.part(start, stop).to(wide) @ vector[start:stop].to(wide)
         return total
 
     def combine(self, weights: Tensor) -> Tensor:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
-from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates
+from bezoar.kernels.gram import NEAR, SPREAD, between, measure_again
+from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates, refine_distances
+from bezoar.updates.held import HeldUpdates
 
 
 class Mixed(Updates):
@@ -56,39 +60,97 @@ class Mixed(Updates):
     def layout(self) -> Layout:
         return self.base.layout
 
+    @cached_property
+    def _flat(self) -> tuple[Updates, Tensor]:
+        """The rows that are not mixed themselves, and all mixings of them in one matrix."""
+        if not isinstance(self.base, Mixed):
+            return self.base, self.matrix
+        root, inner = self.base._flat
+        if inner.ndim == 1:
+            return root, self.matrix * inner
+        return root, self.matrix[:, None] * inner if self.scales_rows else self.matrix @ inner
+
     def _squared_norms(self) -> Tensor:
         if self.scales_rows:
             return self.matrix.square() * self.base.squared_norms()
         return self.gram().diagonal().clamp(min=0)
 
     def _gram(self) -> Tensor:
-        gram = self.base.gram()
-        if self.scales_rows:
-            return self.matrix[:, None] * gram * self.matrix
-        return self.matrix @ gram @ self.matrix.T
+        root, matrix = self._flat
+        gram = root.gram()
+        return matrix[:, None] * gram * matrix if matrix.ndim == 1 else matrix @ gram @ matrix.T
+
+    def _squared_distances(self) -> Tensor:
+        """From the root's distances, so that rows far from zero but close together keep their digits."""
+        root, matrix = self._flat
+        norms = root.squared_norms()
+        c = int(norms.argsort(stable=True)[len(norms) // 2])
+        if not norms.max() <= SPREAD**2 * norms[c]:
+            return refine_distances(between(self.gram()), self.squared_norms(), self)
+        matrix = matrix.diag() if matrix.ndim == 1 else matrix
+        distances = root.squared_distances()
+        # Equal rows count as one, so that what is mixed alike from them stays exactly equal.
+        first = (distances == 0).to(torch.int8).argmax(1)
+        matrix = torch.zeros_like(matrix).index_add(1, first, matrix)
+        # Inner products of the root's rows minus row c, with row c, and row c's own.
+        products = (distances[:, c, None] + distances[None, c] - distances) * 0.5
+        along = (norms - products.diagonal() - norms[c]) * 0.5
+        # Mixed rows minus a multiple of row c, the same for all: what is left of row c is their difference in mass.
+        mass = matrix.sum(1)
+        mass = mass - mass.sort().values[len(mass) // 2]
+        mixed = matrix @ along
+        products = matrix @ products @ matrix.T + mass[:, None] * mixed + mixed[:, None] * mass
+        products += norms[c] * mass[:, None] * mass
+        distances, size = between(products), products.diagonal().abs()
+        same = (matrix[:, None] == matrix[None]).all(2)
+        near = (distances < NEAR * (size[:, None] + size[None, :])) & ~same
+        distances = distances.masked_fill(same, 0.0)
+        if isinstance(root, HeldUpdates):
+            measure_again(_Differences(root, matrix), root.shape[1], distances, near)
+        elif near.any():
+            distances = refine_distances(distances, size, self)
+        return distances
 
     def dot(self, vector: Tensor) -> Tensor:
         dots = self.base.dot(vector)
         return self.matrix * dots if self.scales_rows else self.matrix @ dots
 
     def combine(self, weights: Tensor) -> Tensor:
-        weights = weights.to(torch.float64)
-        return self.base.combine(weights * self.matrix if self.scales_rows else weights @ self.matrix)
+        root, matrix = self._flat
+        weights = weights.to(matrix.device, torch.float64)
+        return root.combine(weights * matrix if matrix.ndim == 1 else weights @ matrix)
 
     def columns(self, index: Tensor) -> Tensor:
-        return self._mix(self.base.columns(index))
+        root, matrix = self._flat
+        return _mix(matrix, root.columns(index))
 
     def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-        for block in self.base.blocks(max_bytes * len(self.base) // max(len(self), len(self.base))):
-            yield Block(block.start, block.stop, self._mix(block.values))
+        root, matrix = self._flat
+        for block in root.blocks(max_bytes * len(root) // max(len(self), len(root))):
+            yield Block(block.start, block.stop, _mix(matrix, block.values))
 
     def select(self, rows: Tensor) -> Updates:
         if self.scales_rows:
             return Mixed(self.base.select(rows), self.matrix[rows])
         return Mixed(self.base, self.matrix[rows], self._clients[rows.cpu()])
 
-    def _mix(self, values: Tensor) -> Tensor:
-        wide = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
-        matrix = self.matrix.to(wide)
-        mixed = matrix[:, None] * values.to(wide) if self.scales_rows else matrix @ values.to(wide)
-        return mixed.to(values.dtype)
+
+def _mix(matrix: Tensor, values: Tensor) -> Tensor:
+    wide = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
+    matrix = matrix.to(wide)
+    mixed = matrix[:, None] * values.to(wide) if matrix.ndim == 1 else matrix @ values.to(wide)
+    return mixed.to(values.dtype)
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """Mixed rows minus the first of them, subtracted before they are mixed."""
+
+    root: HeldUpdates
+    matrix: Tensor
+
+    def __call__(self, start: int, stop: int, rows: Tensor) -> Tensor:
+        values = self.root.part(start, stop)
+        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        weights = self.matrix[rows] - self.matrix[rows[0]]
+        return weights.to(wide) @ values.to(wide)

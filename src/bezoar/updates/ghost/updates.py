@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bezoar.errors import ConfigError
-from bezoar.kernels.gram import NEAR
-from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Needs, Updates, distances_from_gram, row_norms
+from bezoar.kernels.gram import NEAR, between
+from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Needs, Updates, row_norms
 from bezoar.updates.ghost.cohort import Cohort
 from bezoar.updates.ghost.layer import WORK_BYTES, widened
 from bezoar.updates.ghost.parts import Part
@@ -109,7 +109,7 @@ class GhostUpdates(Updates):
 
     def _squared_distances(self) -> Tensor:
         """As in the base class, but all close pairs are measured in one pass over the columns."""
-        distances, norms = distances_from_gram(self.gram()), self.squared_norms()
+        distances, norms = between(self.gram()), self.squared_norms()
         near = distances < NEAR * (norms[:, None] + norms[None, :])
         first, second = torch.triu(near, diagonal=1).nonzero(as_tuple=True)
         if len(first):
