@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from bezoar.aggregation.base import Columnwise, Constant
-from bezoar.kernels.columns import column_trimmed_mean
+from bezoar.aggregation._weights import check_cap, client_shares
+from bezoar.aggregation.base import Aggregate, Columnwise, Constant, Context, State, reduce_columns
+from bezoar.kernels.columns import column_trimmed_mean, column_weighted_trimmed_mean
+from bezoar.updates.base import Updates
 
 
 @dataclass(frozen=True)
@@ -16,24 +19,41 @@ class TrimmedMean(Columnwise):
 
     .. math:: [F(x)]_j = \frac{1}{n-2f} \sum_{i=f+1}^{n-f} [x]_{(i),j}
 
-    With f = 0 it is the mean.
+    With f = 0 it is the mean. ``weighted=True`` reads client weights (``weights=`` of the call, or
+    ``Context.client_weights``), none above the share ``cap`` of all weight, and trims the share f/n of the weight at
+    each end, cutting through a row where need be.
 
-    Tolerates: f <= (n-1)/2.
+    Tolerates: f <= (n-1)/2; with weights, bad rows that hold at most the share f/n of them.
     Cost: a sort of every column, O(d n log n).
-    Constant: f/(n-2f), the best possible; with only q <= f bad rows f/(n-q-f) (exact).
+    Constant: f/(n-2f), the best possible; with only q <= f bad rows f/(n-q-f) (exact). With weights, and honest rows
+        of share w: (f/n)/(w-f/n), relative to the weighted honest mean and variance (proved).
     Peers: ByzFL the same; Blades and FLPoison subtract the extremes from the sum, which one huge value ruins; FLPoison
         trims a fixed share of 0.1 whatever the number of attackers.
     Reference: Yin, Chen, Kannan, Bartlett: Byzantine-Robust Distributed Learning, ICML 2018.
 
-    >>> import torch
     >>> TrimmedMean(f=1)(torch.tensor([[1.0, 2.0], [2.0, 1.0], [3.0, 3.0], [2.0, 2.0], [100.0, -100.0]]))
     tensor([2.3333, 1.6667])
     """
 
     f: int
+    weighted: bool = False
+    cap: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_cap(self.name, self.weighted, self.cap)
 
     def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
+        if self.weighted:
+            return ()
         return (Constant(f / (n - q - f), "f/(n-q-f)", "exact"),)
 
     def reduce(self, values: Tensor) -> Tensor:
         return column_trimmed_mean(values, self.f)
+
+    def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
+        if not self.weighted or context.client_weights is None:
+            return super()._run(rows, state, context, generator)
+        shares = client_shares(context.client_weights.to(rows.device), self.cap)
+        trim = self.f / len(rows)
+        return Aggregate(reduce_columns(rows, lambda values: column_weighted_trimmed_mean(values, shares, trim)))

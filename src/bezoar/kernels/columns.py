@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,9 +57,11 @@ def median_of_sorted(ordered: Tensor) -> Tensor:
 
 
 def _trimmed(f: int, ordered: Tensor) -> Tensor:
+    # A matrix product would be faster, but its bits depend on where a row lies and on the number of threads.
     kept = ordered[:, f : ordered.shape[1] - f]
-    # Dividing before adding: legal numbers must not overflow on the way.
-    return kept @ torch.full((kept.shape[1],), 1 / kept.shape[1], dtype=kept.dtype, device=kept.device)
+    means = kept.mean(1)
+    # The sum of legal numbers may be none.
+    return means if torch.isfinite(means).all() else kept.mean(1, dtype=torch.float64).to(means.dtype)
 
 
 def column_median(values: Tensor) -> Tensor:
@@ -73,5 +76,32 @@ def column_trimmed_mean(values: Tensor, f: int) -> Tensor:
     """
     if f == 0:
         wide = widened(values)
-        return torch.full((len(wide),), 1 / len(wide), dtype=wide.dtype, device=wide.device) @ wide
+        means = wide.mean(0)
+        return means if torch.isfinite(means).all() else wide.mean(0, dtype=torch.float64).to(wide.dtype)
     return over_sorted(values, partial(_trimmed, f))
+
+
+def column_weighted_trimmed_mean(values: Tensor, shares: Tensor, trim: float) -> Tensor:
+    """Weighted mean of every column of ``values`` [n, b] without the weight ``trim`` at each end: [b].
+
+    ``shares`` [n] (float64) add up to one and ``trim`` is below a half. Where a row's weight is only partly trimmed,
+    the rest of it counts. Half precision comes back as float32.
+    """
+    n, b = values.shape
+    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+    answer = torch.empty(b, dtype=wide, device=values.device)
+
+    def work(start: int, stop: int) -> None:
+        part = widened(values[:, start:stop]).T.contiguous()
+        if part.device.type == "cpu":
+            order = torch.from_numpy(np.argsort(part.numpy(), axis=1, kind="stable"))
+        else:
+            order = part.argsort(dim=1, stable=True)
+        weight = shares[order]
+        upper = weight.cumsum(1)
+        kept = (upper.clamp(max=1 - trim) - (upper - weight).clamp(min=trim)).clamp_(min=0)
+        kept /= kept.sum(1, keepdim=True)
+        answer[start:stop] = (part.gather(1, order).double() * kept).sum(1).to(wide)
+
+    in_threads(work, b, max(1, SLICE // n))
+    return answer
