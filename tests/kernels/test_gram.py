@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bezoar.kernels import gram as kernel
-from bezoar.updates import DenseUpdates, Mixed, RowUpdates, Updates
+from bezoar.updates import DenseUpdates, Mixed, RowUpdates, Stacked, Updates
 
 
 def normal(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -118,6 +118,27 @@ def test_distances_of_mixed_rows_agree_with_the_plain_ones(values: Tensor, kind:
     size = rows.norm(dim=1)[:, None] * rows.norm(dim=1)
     assert ((found - exact).abs() <= 1e-2 * exact + 1e-12 * size).all()
     torch.testing.assert_close(mixed.materialise().double(), rows, rtol=1e-4, atol=1e-6 * float(rows.abs().max()))
+
+
+@cases
+def test_distances_of_stacked_rows_agree_with_the_plain_ones(values: Tensor) -> None:
+    if values.abs().max() > 1e35 or values.dtype.itemsize < 4:
+        return
+    n = len(values)
+    basis = torch.stack([values[0], values.double().mean(0).to(values.dtype)])
+    coefficients = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.5, 0.5]])
+    rows = torch.cat([values.double(), coefficients.double() @ basis.double()])
+    order = torch.randperm(n + 4, generator=torch.Generator().manual_seed(3))
+    stacked = Stacked(DenseUpdates(values), coefficients, basis, order=order)
+    exact = exact_distances(rows)[order][:, order]
+    found = stacked.squared_distances()
+    size = rows[order].norm(dim=1)[:, None] * rows[order].norm(dim=1)
+    # The stored row (1/2, 1/2) is rounded to the rows' own precision.
+    bound = 3e-3 * exact + 1e-13 * size
+    assert ((found - exact).abs() <= bound).all()
+    twins = [int((order == n + k).nonzero()) for k in (1, 2)]
+    assert found[twins[0], twins[1]] == 0
+    assert torch.equal(found[twins[0]], found[twins[1]])
 
 
 def test_mixed_copies_stay_equal() -> None:

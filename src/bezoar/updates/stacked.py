@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
-from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates
+from bezoar.kernels.gram import NEAR
+from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates, row_norms
 
 
 class Stacked(Updates):
@@ -104,6 +105,30 @@ class Stacked(Updates):
         side = self._spoil((cross @ self.coefficients.T).T).T
         corner = self._spoil(self._spoil(self.coefficients @ own @ self.coefficients.T).T)
         whole = torch.cat([torch.cat([self.honest.gram(), side], 1), torch.cat([side.T, corner], 1)])
+        return whole[self.order][:, self.order]
+
+    def _squared_distances(self) -> Tensor:
+        """Honest rows answer for themselves; each distinct malicious row is measured once."""
+        cross, own = self._borders()
+        distinct, which = torch.unique(self.coefficients, dim=0, return_inverse=True)
+        gaps = distinct[:, None] - distinct[None]
+        corner = ((gaps @ own) * gaps).sum(2).clamp(min=0)
+        sizes = ((distinct @ own) * distinct).sum(1)
+        norms = self.honest.squared_norms()
+        side = (norms[:, None] + sizes - 2 * cross @ distinct.T).clamp(min=0)
+        n = len(norms)
+        for j, mix in enumerate(distinct):
+            row = (mix @ self._clean.double()).to(self.dtype)
+            near = (side[:, j] < NEAR * (norms + sizes[j])).nonzero().flatten()
+            chunk = max(1, BLOCK_BYTES // max(1, row.nbytes))
+            for start in range(0, len(near), chunk):
+                i = near[start : start + chunk]
+                pick = torch.zeros(len(i), n, dtype=torch.float64, device=self.device)
+                pick[torch.arange(len(i), device=self.device), i] = 1.0
+                side[i, j] = row_norms(self.honest.combine(pick) - row)
+        side, corner = side[:, which], corner[which][:, which]
+        side, corner = self._spoil(side.T).T, self._spoil(self._spoil(corner).T)
+        whole = torch.cat([torch.cat([self.honest.squared_distances(), side], 1), torch.cat([side.T, corner], 1)])
         return whole[self.order][:, self.order]
 
     def dot(self, vector: Tensor) -> Tensor:
