@@ -13,10 +13,11 @@ import typer
 
 from bezoar._version import __version__
 from bezoar.allocator import tune
-from bezoar.errors import BezoarError, ConfigError
+from bezoar.errors import BezoarError, ConfigError, nearest
 
 if TYPE_CHECKING:
     from bezoar.experiments.grid import Outcome
+    from bezoar.registry import Entry
 
 app = typer.Typer(
     name="bezoar",
@@ -235,12 +236,18 @@ def _print_tables(folder: Path) -> None:
     from rich.console import Console
 
     from bezoar.reports import comparison_table, load
+    from bezoar.reports.tables import matrix_table
 
     console = Console(highlight=False)
-    table = comparison_table(load(folder))
+    records = load(folder)
+    table = comparison_table(records)
     if console.width < _WIDE:
         table = table.without("row", "test_accuracy_clean", "distance_l1", "seeds", "converged")
     console.print(table.rich())
+    for targeted in (False, True):
+        matrix = matrix_table(records, targeted)
+        if matrix is not None:
+            console.print(matrix.rich())
 
 
 @app.command()
@@ -260,17 +267,42 @@ def list_(
             "posts, presets"
         ),
     ],
+    name: Annotated[str | None, typer.Argument(help="show all that is known about this one")] = None,
+    long: Annotated[bool, typer.Option("--long", help="show all that is known about each")] = False,
 ) -> None:
-    """List what an experiment can be made of: names, parameters, one line each."""
+    """List what an experiment can be made of: names, parameters, one line each.
+
+    With a name, or --long, also formula, valid f, cost, robustness constant, how other libraries differ, reference.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from bezoar.experiments.catalogue import entries
 
+    found = entries(what)
+    if name is not None:
+        chosen = [entry for entry in found if entry.name == name]
+        if not chosen:
+            raise ConfigError(f"no {name!r} among {what}; {nearest(name, [entry.name for entry in found])}")
+        found, long = chosen, True
+    if long:
+        typer.echo("\n\n".join(_card(entry) for entry in found))
+        return
     table = Table("name", "parameters", "", box=None, header_style="bold", pad_edge=False)
-    for entry in entries(what):
+    for entry in found:
         table.add_row(entry.name, entry.parameters, entry.summary)
     Console().print(table)
+
+
+def _card(entry: Entry) -> str:
+    """One part with everything its docstring says under a label."""
+    import textwrap
+
+    lines = [entry.name, f"    {entry.summary}"]
+    for label, text in {"Parameters": entry.parameters or "none", **entry.card}.items():
+        indent = " " * 16
+        lines += textwrap.wrap(f"    {label + ':':<12}{text}", 116, subsequent_indent=indent, break_long_words=False)
+    return "\n".join(lines)
 
 
 def _stop(message: str, status: int) -> NoReturn:

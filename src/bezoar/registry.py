@@ -8,10 +8,12 @@ name the nearest right key.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import inspect
+import itertools
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,20 +29,61 @@ class Entry:
     name: str
     parameters: str
     summary: str
+    card: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+#: The labelled lines of a part's docstring, in the order in which they are shown.
+LABELS = ("Tolerates", "Cost", "Constant", "Peers", "Reference")
+
+
+def card(part: type[Any]) -> dict[str, str]:
+    """What a docstring says under a label (``Cost: ...``), and its first formula under "Formula"; text on one line."""
+    found: dict[str, str] = {}
+    lines = (inspect.getdoc(part) or "").split("\n")
+    for i, line in enumerate(lines):
+        label, colon, rest = line.partition(":")
+        if line.startswith(".. math::"):
+            label, rest = "Formula", line.removeprefix(".. math::")
+        elif not colon or label not in LABELS:
+            continue
+        # A formula's further lines may follow an empty one.
+        following = itertools.takewhile(lambda text: text.startswith("    "), lines[i + 1 :])
+        found.setdefault(label, " ".join([rest, *following]).replace("    ", " ").strip())
+    return {label: " ".join(found[label].split()) for label in ("Formula", *LABELS) if label in found}
 
 
 class Registry(Generic[T]):
-    """Name -> frozen dataclass, for one sort of part (``what`` is used in messages)."""
+    """Name -> frozen dataclass, for one sort of part (``what`` is used in messages).
 
-    def __init__(self, what: str, parts: Mapping[str, type[T]]) -> None:
+    Installed packages add parts through the entry point ``group``: its names are the parts' names. They are loaded
+    when a name is not known here, or when all are listed.
+    """
+
+    def __init__(self, what: str, parts: Mapping[str, type[T]], group: str | None = None) -> None:
         self.what = what
         self._parts = dict(parts)
         self._names = {part: name for name, part in self._parts.items()}
+        self._group = group
+
+    def _load(self) -> None:
+        """Register the parts of installed packages, once."""
+        group, self._group = self._group, None
+        for point in importlib.metadata.entry_points(group=group) if group else ():
+            try:
+                part = point.load()
+            except Exception as error:
+                raise ConfigError(f"entry point {point.value!r} of group {group} can not be loaded: {error}") from error
+            if not (isinstance(part, type) and dataclasses.is_dataclass(part)):
+                raise ConfigError(f"entry point {point.value!r} of group {group} is no dataclass")
+            self.add(point.name, cast(type[T], part))
 
     def __iter__(self) -> Iterator[str]:
+        self._load()
         return iter(self._parts)
 
     def __getitem__(self, name: str) -> type[T]:
+        if name not in self._parts:
+            self._load()
         if name not in self._parts:
             raise ConfigError(f"unknown {self.what} {name!r}; {nearest(name, self._parts)}")
         return self._parts[name]
@@ -54,7 +97,7 @@ class Registry(Generic[T]):
 
     def add(self, name: str, part: type[T]) -> None:
         """Register a part of your own, a frozen dataclass, under a new name."""
-        if name in self._parts:
+        if self._parts.get(name, part) is not part:
             raise ConfigError(f"there is a {self.what} named {name!r} already")
         self._parts[name] = part
         self._names[part] = name
@@ -79,7 +122,8 @@ class Registry(Generic[T]):
 
     def entries(self) -> list[Entry]:
         """All parts with parameters and a one-line summary."""
-        return [Entry(name, _parameters(part), _summary(part)) for name, part in self._parts.items()]
+        self._load()
+        return [Entry(name, _parameters(part), _summary(part), card(part)) for name, part in self._parts.items()]
 
     def _fill(self, part: type[T], values: dict[str, Any]) -> T:
         name = self._names[part]

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from bezoar.aggregation import Mean
+from bezoar.aggregation.base import Rule
+from bezoar.errors import ConfigError
+from bezoar.registry import LABELS, Registry, card
+
+PLUGIN = '''
+from dataclasses import dataclass
+
+from bezoar.aggregation import Mean
+
+
+@dataclass(frozen=True)
+class Gentle(Mean):
+    """A mean of somebody else.
+
+    Cost: nothing.
+    """
+
+
+def no_part():
+    pass
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package with an entry point, as pip leaves it."""
+    (tmp_path / "gentle_rules.py").write_text(PLUGIN)
+    info = tmp_path / "gentle_rules-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gentle-rules\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    yield info / "entry_points.txt"
+    sys.modules.pop("gentle_rules", None)
+
+
+def test_parts_of_installed_packages_are_found_by_name(plugin: Path) -> None:
+    plugin.write_text("[bezoar.rules]\ngentle = gentle_rules:Gentle\n")
+    registry: Registry[Rule] = Registry("rule", {"mean": Mean}, group="bezoar.rules")
+    assert type(registry.build("gentle")).__name__ == "Gentle"
+    assert [entry.name for entry in registry.entries()] == ["mean", "gentle"]
+    assert registry.entries()[1].card == {"Cost": "nothing."}
+    fresh: Registry[Rule] = Registry("rule", {"mean": Mean}, group="bezoar.rules")
+    assert list(fresh) == ["mean", "gentle"]
+    assert fresh.build({"kind": "mean"}) == Mean()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("gentle = gentle_rules:Missing", "can not be loaded"),
+        ("gentle = no_such_module:Rule", "can not be loaded"),
+        ("gentle = gentle_rules:no_part", "is no dataclass"),
+        ("mean = gentle_rules:Gentle", "named 'mean' already"),
+    ],
+)
+def test_broken_entry_points_are_named(plugin: Path, line: str, message: str) -> None:
+    plugin.write_text(f"[bezoar.rules]\n{line}\n")
+    registry: Registry[Rule] = Registry("rule", {"mean": Mean}, group="bezoar.rules")
+    with pytest.raises(ConfigError, match=message):
+        list(registry)
+
+
+def test_unknown_names_still_name_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'mean'"):
+        Registry("rule", {"mean": Mean}, group="bezoar.rules")["meen"]
+
+
+def test_cards_read_labelled_lines() -> None:
+    class Documented:
+        r"""Summary.
+
+        .. math:: a = b,
+            c = d
+
+        Text: no label.
+
+        Cost: one line
+            and a second.
+        Reference: somebody.
+        """
+
+    assert card(Documented) == {"Formula": "a = b, c = d", "Cost": "one line and a second.", "Reference": "somebody."}
+    assert set(LABELS) >= {"Cost", "Reference"}
