@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bezoar.aggregation import Mean
+from bezoar.aggregation import CVA, RULES, Krum, Mean, Median
 from bezoar.aggregation.base import Rule
 from bezoar.errors import ConfigError
 from bezoar.registry import LABELS, Registry, card
@@ -91,3 +91,15 @@ def test_cards_read_labelled_lines() -> None:
 
     assert card(Documented) == {"Formula": "a = b, c = d", "Cost": "one line and a second.", "Reference": "somebody."}
     assert set(LABELS) >= {"Cost", "Reference"}
+
+
+def test_parts_within_parts() -> None:
+    rule = RULES.build({"kind": "cva", "f": 2, "pivot": {"kind": "krum", "f": 2}})
+    assert rule == CVA(f=2, pivot=Krum(f=2))
+    assert RULES.table(rule) == {"kind": "cva", "f": 2, "pivot": {"kind": "krum", "f": 2, "variant": "blanchard"}}
+    assert RULES.build({"kind": "cva", "f": 1, "pivot": "median"}) == CVA(f=1, pivot=Median())
+    assert RULES.build(RULES.table(CVA(f=1))) == CVA(f=1)
+    with pytest.raises(ConfigError, match="unknown rule 'krumm'"):
+        RULES.build({"kind": "cva", "f": 1, "pivot": "krumm"})
+    with pytest.raises(ConfigError, match="pivot must be a rule"):
+        RULES.build({"kind": "cva", "f": 1, "pivot": {"kind": "nnm", "f": 1}})

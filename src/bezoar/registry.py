@@ -118,12 +118,23 @@ class Registry(Generic[T]):
     def table(self, part: T) -> dict[str, Any]:
         """The table that describes ``part``; fields that are None are left out."""
         values = TypeAdapter(type(part)).dump_python(part, mode="json")
+        values |= {key: self.table(getattr(part, key)) for key in self._nested(type(part))}
         return {"kind": self.name(part), **{k: v for k, v in values.items() if v is not None}}
 
     def entries(self) -> list[Entry]:
         """All parts with parameters and a one-line summary."""
         self._load()
         return [Entry(name, _parameters(part), _summary(part), card(part)) for name, part in self._parts.items()]
+
+    def _nested(self, part: type[T]) -> list[str]:
+        """The fields that hold a part of the same sort; they have one as their default."""
+        found = []
+        for spec in dataclasses.fields(part):  # type: ignore[arg-type]
+            factory = spec.default_factory
+            default = spec.default if factory is dataclasses.MISSING else factory()
+            if type(default) in self._names:
+                found.append(spec.name)
+        return found
 
     def _fill(self, part: type[T], values: dict[str, Any]) -> T:
         name = self._names[part]
@@ -136,8 +147,11 @@ class Registry(Generic[T]):
             required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
             if required and key not in values:
                 raise ConfigError(f"{self.what} {name!r} needs the parameter {key!r}; parameters: {_parameters(part)}")
+        nested = {key: self.build(values[key]) for key in self._nested(part) if key in values}
+        values = {key: value for key, value in values.items() if key not in nested}
         try:
-            return TypeAdapter(part).validate_json(json.dumps(values, default=str), strict=True)
+            filled: T = TypeAdapter(part).validate_json(json.dumps(values, default=str), strict=True)
+            return dataclasses.replace(filled, **nested) if nested else filled  # type: ignore[type-var]
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f"{step}: " for step in first["loc"])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bezoar.aggregation import Clip, Context, Krum, TrimmedMean
+from bezoar.aggregation import Clip, Context, Krum, Mean, TrimmedMean
 from bezoar.aggregation._weights import client_shares
 from bezoar.errors import ConfigError
 
@@ -17,7 +17,7 @@ def rows(n: int = 9, d: int = 5, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=12), st.floats(0.05, 1))
+@given(st.lists(st.just(0.0) | st.floats(1e-3, 1e6), min_size=1, max_size=12), st.floats(0.05, 1))
 def test_shares_add_up_and_keep_below_the_cap(weights: list[float], cap: float) -> None:
     if not any(weights):
         return
@@ -107,6 +107,20 @@ def test_weights_for_a_rule_that_ignores_them_are_refused() -> None:
         TrimmedMean(f=1, cap=0.2)
     with pytest.raises(ConfigError, match="above 0 and at most 1"):
         TrimmedMean(f=1, weighted=True, cap=1.5)
+
+
+def test_weighted_mean() -> None:
+    values = rows(4)
+    weights = np.array([1.0, 2.0, 3.0, 2.0])
+    answer = Mean(weighted=True)(values, weights=weights)
+    np.testing.assert_allclose(answer.numpy(), np.average(values.numpy(), axis=0, weights=weights), rtol=1e-12)
+    capped = Mean(weighted=True, cap=0.3)(values, weights=weights)
+    shares = [1 / 8 * 0.7 / 0.625, 0.25 * 0.7 / 0.625, 0.3, 0.25 * 0.7 / 0.625]
+    np.testing.assert_allclose(capped.numpy(), np.average(values.numpy(), axis=0, weights=shares), rtol=1e-12)
+    values[2] = torch.inf
+    answer = Mean(weighted=True).aggregate(values, context=Context(client_weights=torch.from_numpy(weights)))
+    assert answer.weights.tolist() == [0.2, 0.4, 0.0, 0.4]
+    assert answer.excluded == {2: "not finite"}
 
 
 def test_a_cap_limits_a_liar() -> None:

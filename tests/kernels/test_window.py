@@ -59,6 +59,14 @@ def test_half_precision_comes_back_as_float32_and_the_input_is_kept() -> None:
     np.testing.assert_allclose(answer.numpy(), column_mean_around_median(values.double(), 3).numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("columns", [1, 3])
+def test_columns_that_lie_in_memory_as_rows_are_not_sorted_in_place(columns: int) -> None:
+    values = torch.randn(columns, 5, generator=torch.Generator().manual_seed(0)).T
+    before = values.clone()
+    column_mean_around_median(values, 2)
+    assert torch.equal(values, before)
+
+
 @pytest.mark.parametrize("keep", [0, 4])
 def test_keep_must_be_a_number_of_rows(keep: int) -> None:
     with pytest.raises(ValueError, match="between 1 and the 3 rows"):

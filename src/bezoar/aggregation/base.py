@@ -245,8 +245,9 @@ class Rule(Part):
     #: A rule that promises nothing against bad rows (the mean) reports any number of unusable ones.
     spare: ClassVar[bool] = False
 
-    #: Whether the rule reads ``Context.client_weights``; rules that can, have a field of this name.
-    weighted: ClassVar[bool] = False
+    #: Whether the rule reads ``Context.client_weights``; rules that can, have a field of this name. (Not annotated:
+    #: dataclasses would put the field of a subclass first.)
+    weighted = False
 
     @property
     def huge(self) -> float | None:
@@ -366,6 +367,10 @@ class Mixing(Part):
         """How many rows come out when n go in."""
         return n
 
+    def constants(self, inner: Constant, n: int, f: int, q: int) -> tuple[Constant, ...]:
+        """What is known of this mixing of n rows before a rule with the constant ``inner``, at most q rows bad."""
+        return ()
+
     def __call__(self, updates: Any, *, generator: torch.Generator | None = None) -> Any:
         """The mixed rows [m, d], in the kind of the input.
 
@@ -438,12 +443,12 @@ class Pipeline(Rule):
 
     @property
     def huge(self) -> float | None:
-        for part in (*self.mixings, self.rule):
+        for part in self.mixings:
             if Needs.GRAM in part.needs:
                 return HUGE
-            if isinstance(part, Mixing) and part.bounds_norms:
+            if part.bounds_norms:
                 return None
-        return None
+        return self.rule.huge
 
     @property
     def tolerated(self) -> int | None:
@@ -472,6 +477,19 @@ class Pipeline(Rule):
             mixings=tuple(part.within(kept, n) for part in self.mixings),
             rule=self.rule.within(kept, n),
         )
+
+    def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
+        def declared(part: Part) -> int:
+            return f if part.tolerated is None else part.tolerated
+
+        sizes = [n]
+        for part in self.mixings:
+            sizes.append(part.rows_out(sizes[-1]))
+        known = self.rule.constants(sizes.pop(), declared(self.rule), q)
+        for part in reversed(self.mixings):
+            m = sizes.pop()
+            known = tuple(outer for inner in known for outer in part.constants(inner, m, declared(part), q))
+        return known
 
     @property
     def name(self) -> str:

@@ -20,8 +20,13 @@ class Clip(Mixing):
 
     .. math:: x_i \mapsto x_i \min(1, L / \|x_i\|_2)
 
-    Needs norms only; direction is kept. Cost: O(n d). ``radius`` has the unit of the updates and must be positive
-    (infinity leaves every row as it is).
+    Direction is kept. ``radius`` has the unit of the updates and must be positive; infinity leaves every row as it is.
+
+    Tolerates: any number of bad rows as far as their length goes; their direction is left to the rule that follows.
+    Cost: norms only, O(n d).
+    Constant: none, it biases: honest rows that agree beyond the radius are all moved.
+    Peers: ByzFL the same with radius 2 by default, but it changes the caller's array; FLPoison has norm clipping.
+    Reference: Panda, Mahloujifar, Bhagoji, Chakraborty, Mittal: SparseFed, AISTATS 2022, among many.
 
     >>> import torch
     >>> from bezoar.aggregation import Mean

@@ -14,6 +14,30 @@ from bezoar.updates.base import Needs, Updates
 
 Variant = Literal["blanchard", "byzfl", "sparsefed"]
 
+#: How many rows of n - f do not count as neighbours, by variant.
+_FEWER: dict[Variant, int] = {"blanchard": 2, "byzfl": 1, "sparsefed": 3}
+
+
+def check_variant(owner: str, variant: str) -> None:
+    """Raise unless ``variant`` is one of Krum's."""
+    if variant not in _FEWER:
+        raise ConfigError(f"{owner}: variant must be 'blanchard', 'byzfl' or 'sparsefed', got {variant!r}")
+
+
+def largest_krum_f(n: int, variant: Variant) -> int:
+    """The largest f that n rows allow."""
+    return {"blanchard": (n - 3) // 2, "byzfl": (n - 1) // 2, "sparsefed": n - 4}[variant]
+
+
+def krum_scores(distances: Tensor, f: int, variant: Variant) -> Tensor:
+    """Krum's score of every row [n] from squared ``distances`` [n, n]: the sum over its nearest others."""
+    n = len(distances)
+    if variant == "sparsefed":
+        distances = distances.sqrt()
+    alone = torch.eye(n, dtype=torch.bool, device=distances.device)
+    nearest = distances.masked_fill(alone, torch.inf).sort(dim=1).values[:, : n - f - _FEWER[variant]]
+    return nearest.sum(1)
+
 
 @dataclass(frozen=True)
 class Krum(Weighting):
@@ -41,11 +65,10 @@ class Krum(Weighting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in ("blanchard", "byzfl", "sparsefed"):
-            raise ConfigError(f"Krum: variant must be 'blanchard', 'byzfl' or 'sparsefed', got {self.variant!r}")
+        check_variant(self.name, self.variant)
 
     def largest_f(self, n: int) -> int:
-        return {"blanchard": (n - 3) // 2, "byzfl": (n - 1) // 2, "sparsefed": n - 4}[self.variant]
+        return largest_krum_f(n, self.variant)
 
     def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
         if self.variant != "byzfl":
@@ -53,15 +76,8 @@ class Krum(Weighting):
         return (Constant(6 * (1 + f / (n - 2 * f)), "6 (1 + f/(n-2f))", "published"),)
 
     def weights(self, rows: Updates) -> tuple[Tensor, Tensor | None]:
-        distances = rows.squared_distances()
-        n = len(distances)
-        if self.variant == "sparsefed":
-            distances = distances.sqrt()
-        others = n - self.f - {"blanchard": 2, "byzfl": 1, "sparsefed": 3}[self.variant]
-        alone = torch.eye(n, dtype=torch.bool, device=distances.device)
-        nearest = distances.masked_fill(alone, torch.inf).sort(dim=1).values[:, :others]
-        scores = nearest.sum(1)
+        scores = krum_scores(rows.squared_distances(), self.f, self.variant)
         chosen = (scores == scores.min()).nonzero()[0]
-        weights = torch.zeros(n, dtype=torch.float64, device=distances.device)
+        weights = torch.zeros_like(scores)
         weights[chosen] = 1.0
         return weights, scores

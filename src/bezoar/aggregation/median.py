@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from bezoar.aggregation.base import Columnwise
+from bezoar.aggregation.base import Columnwise, Constant
 from bezoar.kernels.columns import column_median
 
 
@@ -16,13 +17,22 @@ class Median(Columnwise):
 
     .. math:: [\operatorname{med}(x_1, \dots, x_n)]_j = \operatorname{med}([x_1]_j, \dots, [x_n]_j)
 
-    Tolerates f < n/2. Cost: O(n log n) a coordinate. kappa = (n-1)/(n+1-2f) exactly for odd n, at most n/(n-2f) for
-    even n. Yin, Chen, Kannan, Bartlett: Byzantine-Robust Distributed Learning, ICML 2018.
+    It takes no f: what it promises depends on the number q of rows that are bad.
+
+    Tolerates: q <= (n-1)/2 bad rows.
+    Cost: a sort of every column, O(d n log n).
+    Constant: (n-1)/(n+1-2q) for odd n, (n-2)/(n+2-2q) for even n (exact).
+    Peers: ByzFL, Blades and FLPoison have it; for even n torch.median would be the lower of the middle two.
+    Reference: Yin, Chen, Kannan, Bartlett: Byzantine-Robust Distributed Learning, ICML 2018.
 
     >>> import torch
     >>> Median()(torch.tensor([[1.0, 2.0], [2.0, 1.0], [3.0, 3.0], [2.0, 2.0], [100.0, -100.0]]))
     tensor([2., 2.])
     """
+
+    def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
+        middle, formula = ((n - 1) / 2, "(n-1)/(n+1-2q)") if n % 2 else ((n - 2) / 2, "(n-2)/(n+2-2q)")
+        return (Constant(middle / (n - q - middle) if 2 * q < n else math.inf, formula, "exact"),)
 
     def reduce(self, values: Tensor) -> Tensor:
         return column_median(values)

@@ -5,18 +5,76 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bezoar.aggregation.arc import ARC
 from bezoar.aggregation.base import Mixing, Part, Pipeline, Rule
+from bezoar.aggregation.bayes_mean import BayesMean
+from bezoar.aggregation.bucketing import Bucketing
+from bezoar.aggregation.bulyan import Bulyan
+from bezoar.aggregation.caf import CAF
+from bezoar.aggregation.centered_clipping import CenteredClipping
 from bezoar.aggregation.clip import Clip
+from bezoar.aggregation.clipped_clustering import ClippedClustering
+from bezoar.aggregation.dnc import DnC
+from bezoar.aggregation.faba import FABA
+from bezoar.aggregation.filter_l2 import FilterL2
+from bezoar.aggregation.flame import FLAME
+from bezoar.aggregation.fldetector import FLDetector
+from bezoar.aggregation.fltrust import FLTrust
+from bezoar.aggregation.foolsgold import FoolsGold
+from bezoar.aggregation.geometric_median import GeometricMedian
 from bezoar.aggregation.krum import Krum
+from bezoar.aggregation.lasa import LASA
+from bezoar.aggregation.lfighter import LFighter
+from bezoar.aggregation.mea_med import MeaMed
 from bezoar.aggregation.mean import Mean
 from bezoar.aggregation.median import Median
+from bezoar.aggregation.multi_krum import MultiKrum
+from bezoar.aggregation.nearest import CVA, MoNNA
+from bezoar.aggregation.nnm import NNM
+from bezoar.aggregation.sign_vote import SignVote
+from bezoar.aggregation.signguard import SignGuard
+from bezoar.aggregation.subsets import MDA, MVA, SMEA
 from bezoar.aggregation.trimmed_mean import TrimmedMean
 from bezoar.errors import ConfigError
 from bezoar.registry import Registry
 
 RULES: Registry[Part] = Registry(
     "rule",
-    {"clip": Clip, "mean": Mean, "median": Median, "trimmed-mean": TrimmedMean, "krum": Krum},
+    {
+        "clip": Clip,
+        "arc": ARC,
+        "nnm": NNM,
+        "bucketing": Bucketing,
+        "mean": Mean,
+        "median": Median,
+        "trimmed-mean": TrimmedMean,
+        "mea-med": MeaMed,
+        "sign-vote": SignVote,
+        "krum": Krum,
+        "multi-krum": MultiKrum,
+        "bulyan": Bulyan,
+        "geometric-median": GeometricMedian,
+        "centered-clipping": CenteredClipping,
+        "mda": MDA,
+        "mva": MVA,
+        "smea": SMEA,
+        "caf": CAF,
+        "filter-l2": FilterL2,
+        "monna": MoNNA,
+        "cva": CVA,
+        "faba": FABA,
+        "bayes-mean": BayesMean,
+        "dnc": DnC,
+        "fltrust": FLTrust,
+        "foolsgold": FoolsGold,
+        "flame": FLAME,
+        "signguard": SignGuard,
+        "clipped-clustering": ClippedClustering,
+        "lfighter": LFighter,
+        "lasa": LASA,
+        "fldetector": FLDetector,
+    },
+    group="bezoar.rules",
 )
 
 
