@@ -12,11 +12,18 @@ PAGE = Path(__file__).parent / "rules.md"
 HEAD = """# All rules
 
 n rows of d parameters, f of them declared bad, q of them bad in truth. A *constant* kappa promises
-$\\\\|F(x) - \\\\bar x_S\\\\|^2 \\\\le \\\\kappa \\\\, \\\\mathrm{Var}_S$ for the honest rows S, whatever the others send;
-[robustness.md](robustness.md) has the proofs of what is marked exact or proved. It ranks worst cases, not benchmarks:
-see [which-rule.md](which-rule.md) for measured ones. *Peers* says how the defaults of other libraries differ.
+|F(x) - mean_S|^2 <= kappa Var_S for the honest rows S, whatever the others send; [robustness.md](robustness.md) has the
+proofs of what is marked exact or proved. It ranks worst cases, not benchmarks. *Peers* says how the defaults of other
+libraries differ.
 
 This page is written by `python docs/make_rules.py` from the docstrings; `bezoar list rules NAME` prints the same.
+"""
+
+TAIL = """## Not here
+
+**DeepSight** (Rieger, Nguyen, Miettinen, Sadeghi: NDSS 2022) clusters clients by three votes. One of them, the division
+differences, compares what each client's whole model answers to random inputs with what the global model answers. A
+rule here sees updates, not models to run, and DeepSight without that vote would be another, weaker rule under its name.
 """
 
 
@@ -33,7 +40,7 @@ def page() -> str:
         lines += [f"## {title}\n"]
         for entry in sorted(entries, key=lambda entry: entry.name):
             lines += _section(entry)
-    return "\n".join(lines)
+    return "\n".join([*lines, TAIL])
 
 
 def _section(entry: Entry) -> list[str]:

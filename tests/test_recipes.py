@@ -18,6 +18,7 @@ SMALL = {
     "fashion-mnist-cross-device": {"rounds": 2, "model.width": 4, "model.hidden": 16},
     "cifar10-cross-device": {"rounds": 1, "model.width": 4},
     "cifar10-cross-silo": {"rounds": 1, "model.width": 4},
+    "rules-vs-attacks": {"rounds": 2, "model.hidden": [4]},
 }
 
 
@@ -43,7 +44,24 @@ def test_small_version_runs_on_real_data(name: str, data_dir: Path) -> None:
     for cell in attacked[-1:]:
         result = run(cell.experiment, data_dir=data_dir)
         assert result.summary["rounds_skipped"] == 0
-        assert result.attack_accuracy is not None
+        assert cell.experiment.attack is not None
+        assert (result.attack_accuracy is not None) == cell.experiment.attack.targeted
+
+
+@pytest.mark.data
+def test_every_rule_and_every_attack_of_the_matrix_runs(data_dir: Path) -> None:
+    if not (data_dir / "fashion-mnist").exists():
+        pytest.skip(f"no fashion-mnist in {data_dir}")
+    grid = small("rules-vs-attacks")
+    attacks = list(dict.fromkeys(cell.labels["attack"] for cell in grid.cells))
+    defences = list(dict.fromkeys(cell.labels["defence"] for cell in grid.cells))
+    assert (len(attacks), len(defences)) == (5, 19)
+    for i, defence in enumerate(defences):
+        wanted = {"attack": attacks[i % len(attacks)], "defence": defence, "seed": 0}
+        (cell,) = (cell for cell in grid.cells if cell.labels == wanted)
+        summary = run(cell.experiment, data_dir=data_dir).summary
+        assert summary["rounds_skipped"] == 0, wanted
+        assert summary["test_accuracy"] is not None, wanted
 
 
 def test_quickstart_small() -> None:

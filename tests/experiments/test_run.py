@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import bezoar
+from bezoar.aggregation import RULES
 from bezoar.errors import BezoarError, ConfigError
 from bezoar.experiments import run
 from bezoar.experiments.records import METRICS, Records, load_tensors, plain, read_summary, save_tensors
 from bezoar.experiments.run import Interrupted, distances
+from tests.experiments.rules import NAMES
 from tests.experiments.tiny import TABLE, tiny
 
 
@@ -234,6 +236,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from bezoar.experiments import Experiment, run
+from tests.experiments.rules import register
+register()
 experiment = Experiment.load(sys.argv[1])
 slow = float(sys.argv[3])
 def watch(record):
@@ -250,14 +254,33 @@ def start(config: Path, out: Path, slow: float = 0.02) -> subprocess.Popen[str]:
     )
 
 
-def test_kill_at_any_moment_then_resume_gives_the_same_bits(tmp_path: Path) -> None:
-    experiment = tiny()
+#: Client momentum, drawn batches, an attack on the momentum rows, and a rule with memory of every kind.
+REMEMBERING: dict[str, Any] = {
+    "data__partition": {"kind": "dirichlet", "clients": 12, "alpha": 1.0},
+    "sampling__cohort": 12,
+    "clients": {"kind": "gradient", "momentum": 0.9, "batch_size": 4},
+    "adversary": {"count": 3, "start": 3},
+    "attack": "alie",
+    "defence": {"pipeline": ["test-remembering"], "root_samples": 20},
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rounds_to_die"), [({}, (1, 5, 8)), (REMEMBERING, (5,))], ids=["sparsefed", "momentum"]
+)
+def test_kill_at_any_moment_then_resume_gives_the_same_bits(
+    settings: dict[str, Any], rounds_to_die: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, rule in NAMES.items():
+        monkeypatch.setitem(RULES._parts, name, rule)
+        monkeypatch.setitem(RULES._names, rule, name)
+    experiment = tiny(**settings)
     experiment.dump(tmp_path / "e.toml")
     threads = torch.get_num_threads()
     whole = start(tmp_path / "e.toml", tmp_path / "whole", 0.0)
     assert whole.communicate(timeout=120)[0]
     assert whole.returncode == 0
-    for round_to_die in (1, 5, 8):
+    for round_to_die in rounds_to_die:
         with start(tmp_path / "e.toml", tmp_path / "killed") as process:
             assert process.stdout is not None
             for line in process.stdout:

@@ -20,6 +20,7 @@ from bezoar.reports import (
     timing_table,
 )
 from bezoar.reports.estimates import student_t
+from bezoar.reports.tables import matrix_table
 from tests.reports.fakes import two_by_two, write_comparison, write_run
 
 
@@ -114,6 +115,71 @@ def test_over_attacks_leaves_the_unattacked_cell_out(tmp_path: Path) -> None:
     assert table is not None
     assert [column.key for column in table.columns][:2] == ["defence", "test_accuracy_unattacked"]
     assert table.shown()[0] == ["Krum", "90.0", "70.0", "60.0", "flip", "30.0", "40.0", "PGD"]
+
+
+def test_matrix_golden(tmp_path: Path) -> None:
+    calm = {"attack_accuracy": None, "attackers_per_round_mean": 0}
+    accuracy = {
+        ("Krum", "none"): (0.5, 0.6), ("Krum", "flip"): (0.7, 0.8), ("Krum", "ALIE"): (0.9, 0.65),
+        ("mean", "none"): (0.9, 0.9), ("mean", "flip"): (0.3, 0.5), ("mean", "ALIE"): (0.6, 0.1),
+    }  # fmt: skip
+    cells = [
+        (
+            {"defence": defence, "attack": attack, "seed": seed},
+            {"test_accuracy_clean": value, **(calm if attack == "none" else {"attack_accuracy": None})},
+        )
+        for (defence, attack), values in accuracy.items()
+        for seed, value in enumerate(values)
+    ]
+    records = load(write_comparison(tmp_path, ["defence", "attack", "seed"], cells))
+    table = matrix_table(records)
+    assert table is not None
+    assert [column.title for column in table.columns] == [
+        "defence",
+        "none",
+        "flip",
+        "ALIE",
+        "worst",
+        "under",
+        "worst run",
+    ]
+    assert [e.mean for e in entries(table, "under_ALIE")] == pytest.approx([0.775, 0.35])
+    # By hand: the least mean over the attacks, not counting the cell without one, and the least single run.
+    assert [e.mean for e in entries(table, "worst")] == pytest.approx([0.75, 0.35])
+    assert entries(table, "worst_attack") == ["flip", "ALIE"]
+    assert entries(table, "worst_run") == [0.65, 0.1]
+    assert matrix_table(records, targeted=True) is None
+    assert "matrix" in [found.name for found in tables(records)]
+
+
+def test_matrix_of_targeted_attacks(tmp_path: Path) -> None:
+    table = matrix_table(load(two_by_two(tmp_path)), targeted=True)
+    assert table is not None
+    assert [e.mean for e in entries(table, "worst")] == pytest.approx([0.98, 0.22])
+    assert entries(table, "worst_run") == pytest.approx([0.99, 0.23])
+    assert entries(table, "worst_attack") == ["adaptive", "adaptive"]
+
+
+def test_a_diverged_run_is_the_worst_case(tmp_path: Path) -> None:
+    cells = [
+        (
+            {"defence": "x", "attack": attack, "seed": seed},
+            {"test_accuracy_clean": math.nan if (attack, seed) == ("a", 2) else 0.1},
+        )
+        for attack in ("a", "b")
+        for seed in (1, 2)
+    ]
+    table = matrix_table(load(write_comparison(tmp_path, ["defence", "attack", "seed"], cells)))
+    assert table is not None
+    assert table.shown() == [["x", "NaN", "10.0 ± 0.0", "NaN", "a", "NaN"]]
+    assert "NaN: training diverged." in table.notes
+
+
+def test_a_matrix_may_have_holes(tmp_path: Path) -> None:
+    cells = [({"defence": d, "attack": a, "seed": 1}, {"test_accuracy_clean": 0.5}) for d, a in ("xa", "xb", "ya")]
+    table = matrix_table(load(write_comparison(tmp_path, ["defence", "attack", "seed"], cells)))
+    assert table is not None
+    assert table.shown()[1] == ["y", "50.0", "–", "50.0", "a", "50.0"]
 
 
 def test_means_over_attacks_use_only_seeds_with_every_attack(tmp_path: Path) -> None:

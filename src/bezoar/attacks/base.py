@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bezoar.aggregation.base import Rule
 from bezoar.clients.scratch import Scratch
-from bezoar.updates.base import Updates
+from bezoar.updates.base import Needs, Updates
 from bezoar.updates.stacked import Stacked
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -65,6 +65,9 @@ class Attack:
 class UpdateAttack(Attack, ABC):
     """Attackers send rows of their choice instead of their honest updates."""
 
+    #: What the attack asks of the honest updates; norms and weighted sums can always be had.
+    needs: ClassVar[Needs] = Needs.NONE
+
     @abstractmethod
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
         """Stack the malicious rows on the honest updates ``view`` (read-only), in the order of client ids."""
@@ -84,3 +87,15 @@ def stack(view: Updates, vectors: Tensor, clients: Tensor) -> Stacked:
     q = len(clients)
     shape = torch.ones(q, 1) if len(vectors) == 1 else torch.eye(q)
     return Stacked.by_client(view, shape, vectors, clients)
+
+
+def usable(view: Updates) -> Updates:
+    """The honest updates that hold finite numbers only; all of them if none does."""
+    finite = view.finite()
+    return view.select(finite.nonzero().flatten()) if finite.any() and not finite.all() else view
+
+
+def honest_mean(rows: Updates) -> Tensor:
+    """The mean [d] of ``rows``."""
+    n = len(rows)
+    return rows.combine(torch.full((n,), 1 / n, dtype=torch.float64, device=rows.device))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bezoar.clients.scratch import Scratch
+from bezoar.data.dataset import Indices
 from bezoar.errors import ConfigError
 from bezoar.registry import Registry
-from bezoar.seeding import derive, generator
-from bezoar.updates.base import Updates
+from bezoar.seeding import derive, generator, numpy_generator
+from bezoar.updates.base import Needs, Updates
 from bezoar.updates.dense import DenseUpdates
 from bezoar.updates.gradients import client_gradients, layout_of
 from bezoar.updates.mixed import Mixed
@@ -54,7 +57,30 @@ class Work:
 
 @dataclass(frozen=True)
 class Clients(ABC):
-    """How a cohort turns the global model into updates."""
+    """How a cohort turns the global model into updates.
+
+    With ``momentum`` beta > 0 a client sends m <- beta m + (1 - beta) g instead of g, its fresh update (m = 0 at
+    first); then every client must take part in every round. The simulator keeps the momentum of all clients, [n, d],
+    and refuses more than ``max_bytes`` of it; a round needs up to three times as much.
+    """
+
+    momentum: float = field(default=0.0, kw_only=True)
+    max_bytes: int = field(default=4 * 2**30, kw_only=True)
+
+    #: Parameters that tables leave out at their defaults: experiments from before they existed keep their hashes.
+    added: ClassVar[tuple[str, ...]] = ("momentum",)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"clients: momentum must be at least 0 and below 1, got {self.momentum}")
+
+    def chosen(self, rows: Indices, owners: Indices, seed: int, round: int) -> tuple[Indices, Indices]:
+        """The samples of a round, of all ``rows`` [N] that its cohort holds, and their ``owners`` [N]."""
+        return rows, owners
+
+    def offers(self, n: int, row_bytes: int) -> Needs:
+        """What the updates of ``n`` clients can be asked for, a row being ``row_bytes`` long."""
+        return ~Needs.NONE
 
     @abstractmethod
     def updates(self, work: Work) -> Updates:
@@ -69,13 +95,20 @@ class Clients(ABC):
 class Gradient(Clients):
     """One gradient of the mean loss of all the client's samples; the server applies the learning rate.
 
-    The cohort is computed in one forward and one backward pass (``method = "auto"``) or client by client
-    (``"loop"``).
+    ``batch_size`` takes that many of a client's samples instead, drawn anew every round (0: all of them; a client
+    with fewer takes all). The cohort is computed in one forward and one backward pass (``method = "auto"``) or client
+    by client (``"loop"``).
     """
 
     method: str = "auto"
+    batch_size: int = 0
+
+    added: ClassVar[tuple[str, ...]] = ("momentum", "max_bytes", "batch_size")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 0:
+            raise ConfigError(f"gradient: batch_size must be at least 0 (all samples), got {self.batch_size}")
         if self.method not in ("auto", "ghost", "loop"):
             raise ConfigError(f"gradient: method must be 'auto', 'ghost' or 'loop', got {self.method!r}")
 
@@ -88,6 +121,18 @@ class Gradient(Clients):
             work.owners,
             method=self.method,  # type: ignore[arg-type]
         )
+
+    def chosen(self, rows: Indices, owners: Indices, seed: int, round: int) -> tuple[Indices, Indices]:
+        if not self.batch_size or not len(owners):
+            return rows, owners
+        starts = np.flatnonzero(np.diff(owners, prepend=owners[0] - 1))
+        kept = []
+        for start, stop in zip(starts, [*starts[1:], len(owners)], strict=True):
+            draws = numpy_generator(seed, "batch", round, int(owners[start]))
+            size = min(self.batch_size, stop - start)
+            kept.append(start + np.sort(draws.choice(stop - start, size, replace=False)))
+        positions = np.concatenate(kept)
+        return rows[positions], owners[positions]
 
     def server_lr(self, lr: float) -> float:
         return lr
@@ -106,16 +151,23 @@ class LocalSGD(Clients):
     epochs: int = 1
     batch_size: int = 0
     server_lr_factor: float = 1.0
-    max_bytes: int = 4 * 2**30
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.epochs < 1 or self.batch_size < 0:
             raise ConfigError("local: epochs must be at least 1 and batch_size at least 0")
         if not (self.server_lr_factor > 0 and math.isfinite(self.server_lr_factor)):
             raise ConfigError(f"local: server_lr_factor must be a positive number, got {self.server_lr_factor}")
 
+    @property
+    def _one_step(self) -> bool:
+        return self.epochs == 1 and self.batch_size == 0
+
+    def offers(self, n: int, row_bytes: int) -> Needs:
+        return ~Needs.NONE if self._one_step or n * row_bytes <= self.max_bytes else StreamedUpdates.offers
+
     def updates(self, work: Work) -> Updates:
-        if self.epochs == 1 and self.batch_size == 0:
+        if self._one_step:
             gradients = Gradient().updates(work)
             return Mixed(gradients, torch.full((len(gradients),), work.lr, dtype=torch.float64))
         return self._trained(work)
@@ -154,6 +206,14 @@ class LocalSGD(Clients):
 
     def server_lr(self, lr: float) -> float:
         return self.server_lr_factor
+
+
+def clients_table(clients: Clients) -> dict[str, Any]:
+    """The table that describes ``clients``; its hash is that of a time with fewer parameters, where those suffice."""
+    table = CLIENTS.table(clients)
+    kind = type(clients)
+    defaults = {spec.name: spec.default for spec in fields(kind) if spec.name in kind.added}
+    return {key: value for key, value in table.items() if key not in defaults or value != defaults[key]}
 
 
 CLIENTS: Registry[Clients] = Registry("clients' regime", {"gradient": Gradient, "local": LocalSGD})

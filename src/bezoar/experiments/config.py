@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticSerializationError
 
 from bezoar.attacks import ATTACKS, Attack, UpdateAttack
-from bezoar.clients import CLIENTS, Clients, Gradient
+from bezoar.clients import CLIENTS, Clients, Gradient, clients_table
 from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS, Partition, Sampling
 from bezoar.errors import ConfigError, nearest
 from bezoar.experiments.defence import Defence, defence
@@ -43,7 +43,7 @@ def _field(registry: Registry[Any]) -> tuple[PlainValidator, PlainSerializer]:
 
 PartitionField = Annotated[Partition, *_field(PARTITIONS)]
 SamplingField = Annotated[Sampling, *_field(SAMPLINGS)]
-ClientsField = Annotated[Clients, *_field(CLIENTS)]
+ClientsField = Annotated[Clients, PlainValidator(CLIENTS.build), PlainSerializer(clients_table)]
 ScheduleField = Annotated[Schedule, *_field(SCHEDULES)]
 DefenceField = Annotated[Defence, PlainValidator(defence), PlainSerializer(Defence.table)]
 AttackField = Annotated[

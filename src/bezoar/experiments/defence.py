@@ -16,19 +16,28 @@ from bezoar.servers import SERVERS, SGD, Server
 #: A schedule may reach zero, a radius may not.
 _TINY = 1e-300
 
+#: Trusted samples, as in the paper of FLTrust.
+ROOT_SAMPLES = 100
+
 
 @dataclass(frozen=True)
 class Defence:
     """What the server does with a round's updates: ``pipeline``, then ``post``, then ``server``.
 
     ``adaptive_clip`` multiplies every clipping radius by the round's learning rate, as updates of several local
-    steps shrink with it.
+    steps shrink with it. ``root_samples`` training samples, drawn uniformly from the seed, are the server's own where
+    the rule asks for an update from data that it trusts (FLTrust).
     """
 
     pipeline: Rule
     server: Server = field(default_factory=SGD)
     post: tuple[Post, ...] = ()
     adaptive_clip: bool = False
+    root_samples: int = ROOT_SAMPLES
+
+    def __post_init__(self) -> None:
+        if isinstance(self.root_samples, bool) or not isinstance(self.root_samples, int) or self.root_samples < 1:
+            raise ConfigError(f"root_samples must be a whole number >= 1, got {self.root_samples!r}")
 
     def radius(self, lr: float) -> float:
         """The smallest clipping radius of the pipeline in a round with learning rate ``lr``; infinity without one."""
@@ -48,12 +57,16 @@ class Defence:
 
     def table(self) -> dict[str, Any]:
         """The table that describes this defence, presets resolved."""
-        return {
+        table = {
             "pipeline": pipeline_tables(self.pipeline),
             "server": SERVERS.table(self.server),
             "post": [POSTS.table(part) for part in self.post],
             "adaptive_clip": self.adaptive_clip,
         }
+        # Where it decides nothing, it stays out of the hash.
+        if self.pipeline.uses_root or self.root_samples != ROOT_SAMPLES:
+            table["root_samples"] = self.root_samples
+        return table
 
 
 def _clip(radius: float | None) -> list[dict[str, Any]]:
@@ -101,7 +114,7 @@ PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
     "sparsefed": _sparsefed,
 }
 
-_KEYS = ("pipeline", "server", "post", "adaptive_clip")
+_KEYS = ("pipeline", "server", "post", "adaptive_clip", "root_samples")
 
 
 def _expand(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,4 +168,5 @@ def defence(table: Any) -> Defence:
         SERVERS.build(table.get("server", "sgd")),
         tuple(POSTS.build(part) for part in post),
         table.get("adaptive_clip", False),
+        table.get("root_samples", ROOT_SAMPLES),
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bezoar.aggregation import Context, Rule
 from bezoar.attacks import AttackContext, DataAttack, UpdateAttack
-from bezoar.clients import Work
+from bezoar.clients import Work, accumulate
 from bezoar.data.dataset import Indices
 from bezoar.errors import DivergedError, HostileRowsError
 from bezoar.experiments.setup import Setup, as_input, cross_entropy
@@ -23,11 +23,21 @@ from bezoar.updates import Updates
 
 @dataclass
 class State:
-    """What changes from round to round, beside the flat model in the setup."""
+    """What changes from round to round, beside the flat model in the setup.
+
+    Attributes:
+        round: rounds played.
+        server: what the server remembers.
+        rule: what the rule remembers.
+        clients: ``momentum`` of all clients [n, d] and of the server's own update, ``root`` [d], where there is any.
+        last: ``aggregate`` [d], the rule's answer in the last round that was not skipped.
+    """
 
     round: int = 0
     server: Mapping[str, Tensor] = field(default_factory=dict)
     rule: Mapping[str, Tensor] = field(default_factory=dict)
+    clients: Mapping[str, Tensor] = field(default_factory=dict)
+    last: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Clock:
@@ -83,9 +93,21 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         "excluded": 0,
         "skipped": None,
     }
+    memory = state.clients
     try:
-        updates = _updates(setup, rule, cohort, attackers if attacking else attackers[:0], lr, t, clock)
-        context = Context(round=t, model=setup.weights)
+        updates, memory = _updates(setup, memory, cohort, attackers if attacking else attackers[:0], lr, t)
+        clock.stop("clients")
+        if attacking and isinstance(experiment.attack, UpdateAttack):
+            updates = _attacked(setup, experiment.attack, rule, updates, attackers, lr, t)
+            clock.stop("attack")
+        root, memory = _root(setup, memory, lr, t) if rule.uses_root else (None, memory)
+        context = Context(
+            round=t,
+            model=setup.weights,
+            client_weights=_samples_held(setup, updates),
+            root_gradient=root,
+            last_aggregate=state.last.get("aggregate"),
+        )
         draws = generator(experiment.seed, "defence", t)
         answer = rule.aggregate(updates, state.rule, context, draws)
     except HostileRowsError as error:
@@ -96,7 +118,8 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         clock.stop("aggregation")
         record["skipped"] = str(error)
         record["excluded"] = len(error.rows)
-        return State(t, state.server, state.rule), record, clock.seconds
+        # Clients do not know that the server gave up on the round: their momentum goes on.
+        return State(t, state.server, state.rule, memory, state.last), record, clock.seconds
     vector = answer.vector
     for i, part in enumerate(experiment.defence.post):
         vector = part(vector, generator(experiment.seed, "post", t, i))
@@ -113,18 +136,29 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     if answer.scales is not None:
         kept = len(cohort) - len(answer.excluded)
         record["clipped"] = ((answer.scales < 1).sum() - len(answer.excluded)) / kept
-    return State(t, step.state, answer.state), record, clock.seconds
+    return State(t, step.state, answer.state, memory, {"aggregate": answer.vector}), record, clock.seconds
 
 
-def _updates(setup: Setup, rule: Rule, cohort: Indices, attackers: Indices, lr: float, t: int, clock: Clock) -> Updates:
-    """The cohort's updates as the server sees them, rows in the order of client ids."""
+def _samples_held(setup: Setup, updates: Updates) -> Tensor:
+    """Number of samples of every row's client [n] float64; attackers have theirs as well."""
+    counts = torch.from_numpy(setup.federation.counts())
+    return counts[updates.clients.cpu()].to(setup.device, torch.float64)
+
+
+def _updates(
+    setup: Setup, memory: Mapping[str, Tensor], cohort: Indices, attackers: Indices, lr: float, t: int
+) -> tuple[Updates, Mapping[str, Tensor]]:
+    """What the cohort sends, rows in the order of client ids, and the clients' memory.
+
+    Attackers that replace their rows are left out; their momentum stands still meanwhile.
+    """
     experiment, attack = setup.experiment, setup.experiment.attack
     sends_rows = isinstance(attack, UpdateAttack) and len(attackers) > 0
     honest = np.setdiff1d(cohort, attackers, assume_unique=True) if sends_rows else cohort
     if len(honest) == 0:
         raise HostileRowsError(f"round {t}: all {len(cohort)} clients of the cohort are malicious", ())
     dataset = setup.federation.dataset
-    rows, owners = setup.federation.samples_of(cohort)
+    rows, owners = experiment.clients.chosen(*setup.federation.samples_of(cohort), experiment.seed, t)
     present = torch.from_numpy(np.isin(owners, honest))
     augment = generator(experiment.seed, "augment", t) if experiment.data.augment else None
     # Augmented before attackers leave, so that honest samples look the same with and without an attack.
@@ -138,38 +172,74 @@ def _updates(setup: Setup, rule: Rule, cohort: Indices, attackers: Indices, lr: 
         draws = generator(experiment.seed, "attack", t)
         targets = targets.clone()
         targets[poisoned] = attack.labels(targets[poisoned], len(dataset.classes), draws)
-    owner_ids = torch.from_numpy(owners)
     setup.model.train()
-    work = Work(
+    updates = experiment.clients.updates(_work(setup, inputs, targets, owners, lr, t))
+    if not experiment.clients.momentum:
+        return updates, memory
+    sent, momentum = accumulate(updates, memory.get("momentum"), experiment.clients.momentum, setup.federation.n)
+    return sent, {**memory, "momentum": momentum}
+
+
+def _work(setup: Setup, inputs: Tensor, targets: Tensor, owners: Indices, lr: float, t: int) -> Work:
+    return Work(
         setup.model,
         setup.weights,
         setup.scratch,
         cross_entropy,
         inputs,
         targets.to(setup.device),
-        owner_ids.to(setup.device),
+        torch.from_numpy(owners).to(setup.device),
         lr,
         t,
-        experiment.seed,
+        setup.experiment.seed,
     )
-    updates = experiment.clients.updates(work)
-    clock.stop("clients")
-    if isinstance(attack, UpdateAttack) and sends_rows:
-        setup.scratch.module.train()
-        context = AttackContext(
-            t,
-            experiment.seed,
-            torch.from_numpy(attackers),
-            setup.weights,
-            setup.scratch,
-            cross_entropy,
-            experiment.defence.radius(lr),
-            setup.goal,
-            len(cohort),
-        )
-        updates = attack.rows(updates, rule, context)
-        clock.stop("attack")
-    return updates
+
+
+def _attacked(
+    setup: Setup, attack: UpdateAttack, rule: Rule, honest: Updates, attackers: Indices, lr: float, t: int
+) -> Updates:
+    """The honest updates with the attackers' among them."""
+    setup.scratch.module.train()
+    context = AttackContext(
+        t,
+        setup.experiment.seed,
+        torch.from_numpy(attackers),
+        setup.weights,
+        setup.scratch,
+        cross_entropy,
+        setup.experiment.defence.radius(lr),
+        setup.goal,
+        len(honest) + len(attackers),
+    )
+    return attack.rows(honest, rule, context)
+
+
+#: The server's id where it works like a client.
+_SERVER = -1
+
+
+def _root(setup: Setup, memory: Mapping[str, Tensor], lr: float, t: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """The server's own update [d] from the samples that it trusts, made as any client's, and the memory.
+
+    Raises:
+        DivergedError: it is not finite.
+    """
+    experiment, dataset = setup.experiment, setup.federation.dataset
+    owners = np.full(len(setup.root), _SERVER, dtype=np.int64)
+    rows, owners = experiment.clients.chosen(setup.root, owners, experiment.seed, t)
+    augment = generator(experiment.seed, "augment root", t) if experiment.data.augment else None
+    inputs = as_input(dataset.batch(dataset.train, rows, augment), setup.device)
+    targets = dataset.train.targets[torch.from_numpy(rows)]
+    setup.model.train()
+    one = experiment.clients.updates(_work(setup, inputs, targets, owners, lr, t))
+    root = one.combine(torch.ones(1, dtype=torch.float64, device=setup.device))
+    if not torch.isfinite(root).all():
+        raise DivergedError(f"the server's own update is not finite in round {t}")
+    beta = experiment.clients.momentum
+    if beta:
+        root = (1 - beta) * root + (beta * memory["root"] if "root" in memory else 0.0)
+        memory = {**memory, "root": root}
+    return root, memory
 
 
 def evaluate(setup: Setup, t: int) -> dict[str, Any]:

@@ -135,8 +135,15 @@ def _finished(folder: Path, digest: str) -> RunResult | None:
     return RunResult(summary, records.rounds, records.evaluations, weights, folder)
 
 
+#: The parts of the state that are mappings of tensors.
+_MEMORIES = ("server", "rule", "clients", "last")
+
+#: Marks tensors that stay on the CPU when the run is on another device, such as client ids.
+_ON_CPU = "@cpu"
+
+
 def _restore(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
-    parts: dict[str, dict[str, Tensor]] = {"server": {}, "rule": {}}
+    memories: dict[str, dict[str, Tensor]] = {part: {} for part in _MEMORIES}
     buffers = dict(setup.model.named_buffers())
     with torch.no_grad():
         for name, value in tensors.items():
@@ -146,17 +153,19 @@ def _restore(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
             elif kind == "buffer":
                 buffers[rest].copy_(value)
             else:
-                parts[kind][rest] = value.to(setup.device)
-    return State(round, parts["server"], parts["rule"])
+                device = torch.device("cpu") if kind.endswith(_ON_CPU) else setup.device
+                memories[kind.removesuffix(_ON_CPU)][rest] = value.to(device)
+    return State(round, **memories)
 
 
 def _tensors(setup: Setup, state: State) -> dict[str, Tensor]:
-    return {
-        "weights": setup.weights,
-        **{f"server.{name}": value for name, value in state.server.items()},
-        **{f"rule.{name}": value for name, value in state.rule.items()},
-        **{f"buffer.{name}": value for name, value in setup.model.named_buffers()},
-    }
+    tensors = {"weights": setup.weights}
+    for part in _MEMORIES:
+        memory: Mapping[str, Tensor] = getattr(state, part)
+        for name, value in memory.items():
+            mark = _ON_CPU if value.device.type == "cpu" != setup.device.type else ""
+            tensors[f"{part}{mark}.{name}"] = value
+    return tensors | {f"buffer.{name}": value for name, value in setup.model.named_buffers()}
 
 
 def _rounds(setup: Setup, state: State, records: Records, digest: str, progress: Progress | None) -> str | None:

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bezoar.attacks import Attack, Goal, wrong_labels
-from bezoar.clients import Scratch
+from bezoar.attacks import Attack, Goal, UpdateAttack, wrong_labels
+from bezoar.clients import CLIENTS, Scratch, check_memory
 from bezoar.data import EpochSampling, Federation, compromised, load, partition
-from bezoar.data.dataset import Indices
+from bezoar.data.dataset import Dataset, Indices
 from bezoar.errors import ConfigError
 from bezoar.experiments.config import Experiment
 from bezoar.models import flatten, make_model
-from bezoar.seeding import generator
+from bezoar.seeding import generator, numpy_generator
+from bezoar.updates import Needs
 
 T = TypeVar("T")
 
@@ -42,6 +43,7 @@ class Setup:
         scratch: a private copy for local training.
         goal: the attackers' test points and wrong labels, None without a targeted attack.
         aux: rows of those points in the test set.
+        root: training rows that the server trusts, empty unless the rule uses them.
         device: where everything is computed.
     """
 
@@ -53,6 +55,7 @@ class Setup:
     scratch: Scratch
     goal: Goal | None
     aux: Indices
+    root: Indices
     device: torch.device
 
     @property
@@ -98,15 +101,59 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
             )
     weights = flatten(model)
     experiment.defence.server.check(weights.numel())
-    _at("defence.pipeline", lambda: experiment.defence.pipeline.check(_smallest_cohort(experiment, federation.n)))
+    _fits(experiment, federation.n, weights)
     goal, aux = _goal(experiment.attack, experiment, federation, device)
-    return Setup(experiment, federation, malicious, model, weights, Scratch(model), goal, aux, device)
+    root = _root(experiment, dataset)
+    return Setup(experiment, federation, malicious, model, weights, Scratch(model), goal, aux, root, device)
 
 
-def _smallest_cohort(experiment: Experiment, n: int) -> int:
-    cohort = experiment.sampling.cohort
-    left = n % cohort
-    return left if isinstance(experiment.sampling, EpochSampling) and left else cohort
+def _fits(experiment: Experiment, n: int, weights: Tensor) -> None:
+    """Raise unless pipeline, attack and clients fit the cohorts and each other: nobody waits for round 300 to hear."""
+    clients, pipeline, cohort = experiment.clients, experiment.defence.pipeline, experiment.sampling.cohort
+    d, itemsize = weights.numel(), weights.dtype.itemsize
+    for size in _cohorts(experiment, n):
+        _at("defence.pipeline", lambda size=size: pipeline.check(size))  # type: ignore[misc]
+    if clients.momentum:
+        if cohort < n:
+            raise ConfigError(
+                f"clients.momentum: needs every client in every round, but sampling.cohort={cohort} of {n} clients: "
+                f"set sampling.cohort = {n}, or leave momentum to the server (defence.server.momentum)"
+            )
+        _at("clients.momentum", lambda: check_memory(n, d, itemsize, clients.max_bytes))
+        return
+    offers = clients.offers(cohort, d * itemsize)
+    _answers("defence.pipeline", pipeline.name, pipeline.needs & ~offers, experiment, d)
+    attack = experiment.attack
+    if isinstance(attack, UpdateAttack):
+        _answers("attack", type(attack).__name__, attack.needs & ~offers, experiment, d)
+
+
+def _answers(key: str, who: str, missing: Needs, experiment: Experiment, d: int) -> None:
+    if missing:
+        names = ", ".join(str(flag.name).lower() for flag in missing)
+        raise ConfigError(
+            f"{key}: {who} needs {names} of {experiment.sampling.cohort} updates x {d} parameters, which "
+            f"clients {CLIENTS.name(experiment.clients)!r} do not keep with "
+            f"max_bytes={experiment.clients.max_bytes}: raise clients.max_bytes"
+        )
+
+
+def _cohorts(experiment: Experiment, n: int) -> set[int]:
+    """The sizes of the cohorts that the run will see."""
+    sampling = experiment.sampling
+    cohort = sampling.cohort
+    ends = isinstance(sampling, EpochSampling) and experiment.rounds >= sampling.rounds_per_epoch(n)
+    return {cohort, n % cohort} if ends and n % cohort else {cohort}
+
+
+def _root(experiment: Experiment, dataset: Dataset) -> Indices:
+    """The server's own samples: uniform draws from all training samples, clients' or not."""
+    if not experiment.defence.pipeline.uses_root:
+        return np.empty(0, dtype=np.int64)
+    wanted, have = experiment.defence.root_samples, len(dataset.train)
+    if wanted > have:
+        raise ConfigError(f"defence.root_samples: {wanted} of {have} training samples: at most {have}")
+    return np.sort(numpy_generator(experiment.seed, "root").choice(have, wanted, replace=False))
 
 
 def _goal(

@@ -102,7 +102,9 @@ class Row:
 class OverAttacks:
     """One defence (and whatever else is not the attack) over the attacks: ``attacks`` have results, of ``planned``.
 
-    ``worst_*_by`` names the attack whose mean over seeds is the worst: least accuracy, most attack accuracy.
+    ``worst_*_by`` names the attack whose mean over seeds is the worst: least accuracy, most attack accuracy;
+    ``worst_*_run`` is the worst single run under any attack. ``rows`` holds all results by the name of the attack,
+    that without one as well.
     """
 
     labels: Mapping[str, str]
@@ -116,6 +118,9 @@ class OverAttacks:
     worst_attack: Estimate | None
     worst_attack_by: str
     converged: bool
+    worst_test_run: float | None
+    worst_attack_run: float | None
+    rows: Mapping[str, Row]
 
 
 @dataclass(frozen=True)
@@ -229,6 +234,9 @@ class Grid:
             worst_attack=worst_attack.attack_accuracy if worst_attack else None,
             worst_attack_by=worst_attack.labels[axis] if worst_attack else "",
             converged=all(row.converged == row.n for row in rows),
+            worst_test_run=_worst_run(rows, lambda s: s.test_accuracy_clean, sign=-1),
+            worst_attack_run=_worst_run(rows, lambda s: s.attack_accuracy, sign=1),
+            rows={row.labels[axis]: row for row in group},
         )
 
 
@@ -257,6 +265,11 @@ def badness(value: float, sign: int) -> float:
 def _extreme(rows: Iterable[Row], value: Callable[[Row], Estimate | None], sign: int) -> Row | None:
     known = [(row, estimate) for row in rows if (estimate := value(row)) is not None]
     return max(known, key=lambda pair: badness(pair[1].mean, sign))[0] if known else None
+
+
+def _worst_run(rows: Iterable[Row], value: Callable[[Summary], float | None], sign: int) -> float | None:
+    known = [number for row in rows for s in row.summaries if (number := value(s)) is not None]
+    return max(known, key=lambda number: badness(number, sign)) if known else None
 
 
 def _mean_over(rows: list[Row], value: Callable[[Summary], float | None]) -> Estimate | None:

@@ -256,6 +256,57 @@ def over_attacks_table(records: Comparison | Run | Grid) -> Table | None:
     )
 
 
+def matrix_table(records: Comparison | Run | Grid, targeted: bool = False) -> Table | None:
+    """Defences by attacks: test accuracy, or attack accuracy if ``targeted``; None unless there are several attacks.
+
+    The last columns are the worst case over the attacks: of the means over seeds, and of the single runs.
+    """
+    g = _grid(records)
+    attack = g.attack_axis
+    if attack is None or not g.over_attacks:
+        return None
+    labels = g.values[attack]
+    if targeted:
+        labels = tuple(a for a in labels if any(a in e.rows and e.rows[a].attack_accuracy for e in g.over_attacks))
+        if not labels:
+            return None
+    axes = [axis for axis in g.axes if axis != attack]
+    columns = [
+        *(Column(axis, axis, numeric=False) for axis in axes),
+        *(Column(f"under_{label}", label, "", 100, 1) for label in labels),
+        Column("worst", "worst", "", 100, 1),
+        Column("worst_attack", "under", numeric=False),
+        Column("worst_run", "worst run", "", 100, 1),
+    ]
+    rows: list[tuple[Entry, ...]] = []
+    for entry in g.over_attacks:
+        found = [entry.rows.get(label) for label in labels]
+        if targeted:
+            cells = [row.attack_accuracy if row else None for row in found]
+            worst, by, run = entry.worst_attack, entry.worst_attack_by, entry.worst_attack_run
+        else:
+            cells = [row.test_accuracy_clean if row else None for row in found]
+            worst, by, run = entry.worst_test, entry.worst_test_by, entry.worst_test_run
+        rows.append((*(entry.labels[axis] for axis in axes), *cells, worst, by or BLANK, run))
+    notes = [
+        "Worst: over the attacks, the worst mean over seeds. Worst run: the worst single run under any attack.",
+        "NaN: training diverged.",
+    ]
+    what = "Attack accuracy" if targeted else "Test accuracy"
+    return Table(
+        "matrix_attack" if targeted else "matrix",
+        f"{what} by defence and attack at the final round, in %",
+        tuple(columns),
+        tuple(rows),
+        (*notes[: 2 if any(_diverged(entry) for row in rows for entry in row) else 1], *_notes(g)),
+    )
+
+
+def _diverged(entry: Entry) -> bool:
+    value = entry.mean if isinstance(entry, Estimate) else entry
+    return isinstance(value, float) and math.isnan(value)
+
+
 def per_class_table(records: Comparison | Run | Grid) -> Table | None:
     """Accuracy of each class at the final round; None if it was not recorded."""
     g = _grid(records)
@@ -328,7 +379,15 @@ def runs_table(records: Comparison | Run | Grid) -> Table:
 def tables(records: Comparison | Run | Grid) -> tuple[Table, ...]:
     """All tables that apply to the records, in the order of the report."""
     g = _grid(records)
-    found = (comparison_table(g), over_attacks_table(g), timing_table(g), per_class_table(g), runs_table(g))
+    found = (
+        comparison_table(g),
+        matrix_table(g),
+        matrix_table(g, targeted=True),
+        over_attacks_table(g),
+        timing_table(g),
+        per_class_table(g),
+        runs_table(g),
+    )
     return tuple(table for table in found if table is not None)
 
 
