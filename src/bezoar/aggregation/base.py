@@ -18,8 +18,11 @@ from torch import Tensor
 
 from bezoar import seeding
 from bezoar.errors import ConfigError, HostileRowsError
+from bezoar.kernels.columns import Finish, NotFiniteError, over_sorted
+from bezoar.kernels.gram import Tall
 from bezoar.updates.base import Needs, Updates
 from bezoar.updates.convert import as_updates
+from bezoar.updates.held import HeldUpdates
 from bezoar.updates.mixed import Mixed
 
 State = Mapping[str, Tensor]
@@ -229,6 +232,14 @@ def draws(generator: torch.Generator | None, seed: int, purpose: str, context: C
     return generator if generator is not None else seeding.generator(seed, purpose, context.round)
 
 
+def reduce_sorted(rows: Updates, finish: Finish, chosen: Tensor | None = None) -> Tensor:
+    """Apply ``finish`` [c, m] -> [c] to all sorted columns: [d]; of the rows ``chosen`` [m] only if given."""
+    if isinstance(rows, HeldUpdates):
+        # In one go: between blocks, threads that torch has started for other work would be in the way.
+        return over_sorted(rows, finish, chosen).to(rows.dtype)
+    return reduce_columns(rows, lambda values: over_sorted(Tall(values), finish), chosen)
+
+
 def reduce_columns(rows: Updates, reduce: Callable[[Tensor], Tensor], chosen: Tensor | None = None) -> Tensor:
     """Apply ``reduce`` [m, b] -> [b] to all columns, block by block: [d]; to the rows ``chosen`` [m] only if given."""
     vector = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
@@ -258,6 +269,10 @@ class Rule(Part):
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
         """Aggregate rows that are all finite; ``check`` has passed."""
 
+    def _quick(self, rows: Updates) -> Aggregate | None:
+        """The answer of a rule that sees for itself that all rows are finite; None if it can not say."""
+        return None
+
     def aggregate(
         self,
         updates: Any,
@@ -285,6 +300,9 @@ class Rule(Part):
             check_vector(self.name, "Context.root_gradient", context.root_gradient, rows.shape[1])
         if self.weighted:
             check_weights(self.name, context.client_weights, n)
+        quick = self._quick(rows)
+        if quick is not None:
+            return quick
         kept, excluded = gate(rows, self.tolerated, self.name, spare=self.spare, huge=self.huge)
         part, remaining = self, rows
         if excluded:
@@ -346,6 +364,32 @@ class Columnwise(Rule):
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
         return Aggregate(reduce_columns(rows, self.reduce))
+
+
+@dataclass(frozen=True)
+class Ordered(Columnwise):
+    """A rule that looks at the sorted values of one coordinate at a time."""
+
+    @abstractmethod
+    def finish(self, ordered: Any) -> Any:
+        """One number for every sorted column, [c, n] -> [c].
+
+        ``ordered`` is a NumPy array on a CPU, else a tensor (see :data:`bezoar.kernels.columns.Finish`).
+        """
+
+    def reduce(self, values: Tensor) -> Tensor:
+        return over_sorted(Tall(values), self.finish)
+
+    def _quick(self, rows: Updates) -> Aggregate | None:
+        if not isinstance(rows, HeldUpdates) or rows.flaws:
+            return None
+        try:
+            return Aggregate(reduce_sorted(rows, self.finish))
+        except NotFiniteError:
+            return None
+
+    def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
+        return Aggregate(reduce_sorted(rows, self.finish))
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from bezoar.aggregation._gram import mask
-from bezoar.aggregation.base import Aggregate, Context, Rule, State, reduce_columns
+from bezoar.aggregation.base import Aggregate, Context, Rule, State, reduce_sorted
 from bezoar.aggregation.krum import krum_scores
 from bezoar.errors import ConfigError
-from bezoar.kernels.columns import column_trimmed_mean
-from bezoar.kernels.window import column_mean_around_median
+from bezoar.kernels.columns import mean_around_median, trimmed_mean_of_sorted
 from bezoar.updates.base import Needs, Updates
 
 
@@ -57,9 +55,9 @@ class Bulyan(Rule):
         distances = rows.squared_distances()
         chosen = torch.tensor(picks(distances, f, n - 2 * f), device=distances.device).sort().values
         if self.variant == "sparsefed":
-            vector = reduce_columns(rows, partial(column_trimmed_mean, f=f), chosen)
+            vector = reduce_sorted(rows, trimmed_mean_of_sorted(f), chosen)
         else:
-            vector = reduce_columns(rows, partial(column_mean_around_median, keep=n - 4 * f), chosen)
+            vector = reduce_sorted(rows, mean_around_median(n - 4 * f), chosen)
         scores = krum_scores(distances, f, "blanchard")
         return Aggregate(vector, scores=scores, selected=mask(n, chosen))
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
-
-from bezoar.aggregation.base import Columnwise, Constant
+from bezoar.aggregation.base import Constant, Ordered
 from bezoar.aggregation.median import Median
-from bezoar.kernels.window import column_mean_around_median
+from bezoar.kernels.columns import mean_around_median
 
 
 @dataclass(frozen=True)
-class MeaMed(Columnwise):
+class MeaMed(Ordered):
     r"""Average the n-f values of every coordinate that lie nearest to its median.
 
     .. math:: [F(x)]_j = \frac{1}{n-f} \sum_{i \in N_j} [x_i]_j,\quad |N_j| = n - f,\quad
@@ -39,5 +38,5 @@ class MeaMed(Columnwise):
         formula = f"4f/(n-f) (kappa + 1), kappa = {median.formula}"
         return (Constant(4 * f / (n - f) * (median.value + 1), formula, "proved"),)
 
-    def reduce(self, values: Tensor) -> Tensor:
-        return column_mean_around_median(values, len(values) - self.f)
+    def finish(self, ordered: Any) -> Any:
+        return mean_around_median(ordered.shape[1] - self.f)(ordered)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
-
-from bezoar.aggregation.base import Columnwise, Constant
-from bezoar.kernels.columns import column_median
+from bezoar.aggregation.base import Constant, Ordered
+from bezoar.kernels.columns import median_of_sorted
 
 
 @dataclass(frozen=True)
-class Median(Columnwise):
+class Median(Ordered):
     r"""The median of every coordinate; the midpoint of the middle two for an even number of rows.
 
     .. math:: [\operatorname{med}(x_1, \dots, x_n)]_j = \operatorname{med}([x_1]_j, \dots, [x_n]_j)
@@ -34,5 +33,5 @@ class Median(Columnwise):
         middle, formula = ((n - 1) / 2, "(n-1)/(n+1-2q)") if n % 2 else ((n - 2) / 2, "(n-2)/(n+2-2q)")
         return (Constant(middle / (n - q - middle) if 2 * q < n else math.inf, formula, "exact"),)
 
-    def reduce(self, values: Tensor) -> Tensor:
-        return column_median(values)
+    def finish(self, ordered: Any) -> Any:
+        return median_of_sorted(ordered)

@@ -82,7 +82,7 @@ def pipeline(tables: Any) -> Rule:
     """A rule, or mixings and a rule, from a list such as ``[{kind = "clip", radius = 5}, {kind = "mean"}]``.
 
     >>> pipeline([{"kind": "clip", "radius": 5.0}, "mean"])
-    Pipeline(mixings=(Clip(radius=5.0),), rule=Mean())
+    Pipeline(mixings=(Clip(radius=5.0),), rule=Mean(weighted=False, cap=None))
     """
     if isinstance(tables, Rule):
         return tables

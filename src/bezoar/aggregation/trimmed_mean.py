@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from bezoar.aggregation._weights import check_cap, client_shares
-from bezoar.aggregation.base import Aggregate, Columnwise, Constant, Context, State, reduce_columns
-from bezoar.kernels.columns import column_trimmed_mean, column_weighted_trimmed_mean
+from bezoar.aggregation.base import Aggregate, Constant, Context, Ordered, State, reduce_columns
+from bezoar.aggregation.mean import Mean
+from bezoar.kernels.columns import column_weighted_trimmed_mean, trimmed_mean_of_sorted
 from bezoar.updates.base import Updates
 
 
 @dataclass(frozen=True)
-class TrimmedMean(Columnwise):
+class TrimmedMean(Ordered):
     r"""Drop the f largest and the f smallest values of every coordinate, average the rest.
 
     .. math:: [F(x)]_j = \frac{1}{n-2f} \sum_{i=f+1}^{n-f} [x]_{(i),j}
@@ -48,10 +49,15 @@ class TrimmedMean(Columnwise):
             return ()
         return (Constant(f / (n - q - f), "f/(n-q-f)", "exact"),)
 
-    def reduce(self, values: Tensor) -> Tensor:
-        return column_trimmed_mean(values, self.f)
+    def finish(self, ordered: Any) -> Any:
+        return trimmed_mean_of_sorted(self.f)(ordered)
+
+    def _quick(self, rows: Updates) -> Aggregate | None:
+        return None if self.weighted or self.f == 0 else super()._quick(rows)
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
+        if self.f == 0 and not self.weighted:
+            return Mean()._run(rows, state, context, generator)
         if not self.weighted or context.client_weights is None:
             return super()._run(rows, state, context, generator)
         shares = client_shares(context.client_weights.to(rows.device), self.cap)

@@ -1,26 +1,94 @@
 """Order statistics of columns.
 
 On a CPU a slice of columns is copied to rows, which NumPy's vectorised sort orders in the cache, several slices at a
-time. torch's sort is an order of magnitude slower there, sorting along the strided axis three times, and keeping the
-sorted block instead of finishing it slice by slice twice.
+time. torch's sort is an order of magnitude slower there, sorting along the strided axis three times. What is made of
+the sorted values is NumPy's work as well: torch's own threads, once started, keep a core busy waiting for more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bezoar.kernels.threads import in_threads
+from bezoar.kernels.gram import Matrix
+from bezoar.kernels.threads import Worker, in_threads
 
 #: Entries sorted at a time by one thread.
 SLICE = 2**18
 
-#: Sorted columns as rows [c, n] -> one number each [c].
-Finish = Callable[[Tensor], Tensor]
+#: Makes one number of every sorted column: [c, n] -> [c]. Gets a NumPy array on a CPU and a tensor elsewhere, so it
+#: must use what both have; it must not keep or change it.
+Finish = Callable[[Any], Any]
+
+
+class NotFiniteError(Exception):
+    """An entry is NaN, infinite, or too large to be squared in float64."""
+
+
+def over_sorted(matrix: Matrix, finish: Finish, rows: Tensor | None = None) -> Tensor:
+    """Apply ``finish`` to the sorted columns of ``matrix`` (of ``rows`` [m] only, if given): [d].
+
+    Half precision is sorted and comes back as float32. Where an answer is no legal number because a sum on the way was
+    none, everything is done again in float64.
+
+    Raises:
+        NotFiniteError: an entry is not finite; seen where sorting has put it, at the ends.
+    """
+    wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    answer = _sorted_in(wide, matrix, finish, rows)
+    if wide == torch.float32 and not torch.isfinite(answer).all():
+        return _sorted_in(torch.float64, matrix, finish, rows).to(wide)
+    return answer
+
+
+def _legal(ordered: Any) -> bool:
+    """Whether all entries of sorted rows are finite, and small enough to be squared."""
+    library: Any = np if isinstance(ordered, np.ndarray) else torch
+    limit = 1e150 if ordered.dtype in (np.float64, torch.float64) else math.inf
+    # NaN is sorted to the upper end, and no comparison with it is true.
+    return bool((library.abs(ordered[:, 0]) < limit).all() and (library.abs(ordered[:, -1]) < limit).all())
+
+
+def _sorted_in(wide: torch.dtype, matrix: Matrix, finish: Finish, rows: Tensor | None) -> Tensor:
+    n, d = matrix.shape
+    m = n if rows is None else len(rows)
+    answer = torch.empty(d, dtype=wide, device=matrix.device)
+    width = min(d, max(1, SLICE // m))
+    if matrix.device.type != "cpu":
+        for start in range(0, d, 64 * width):
+            stop = min(start + 64 * width, d)
+            values = matrix.part(start, stop, rows).to(wide).T.contiguous().sort(dim=1).values
+            if not _legal(values):
+                raise NotFiniteError
+            answer[start:stop] = finish(values)
+        return answer
+    # Written through NumPy: a thread does not inherit torch's inference mode.
+    target = answer.numpy()
+
+    def worker() -> Worker:
+        # Fresh memory for every slice would cost more in page faults than the sort.
+        scratch = np.empty((width, m), dtype=np.float64 if wide == torch.float64 else np.float32)
+
+        def work(start: int, stop: int) -> None:
+            # A copy always: the caller's numbers may already lie as rows.
+            ordered = scratch[: stop - start]
+            ordered[...] = widened(matrix.part(start, stop, rows)).numpy().T
+            ordered.sort(axis=1)
+            if not _legal(ordered):
+                raise NotFiniteError
+            with np.errstate(over="ignore", invalid="ignore"):
+                target[start:stop] = finish(ordered)
+
+        return work
+
+    in_threads(worker, d, width)
+    return answer
 
 
 def widened(values: Tensor) -> Tensor:
@@ -28,29 +96,7 @@ def widened(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def over_sorted(values: Tensor, finish: Finish) -> Tensor:
-    """Apply ``finish`` to the sorted columns of ``values`` [n, b]: [b].
-
-    ``finish`` gets slices of sorted columns as rows [c, n] (half precision as float32); it must not keep them.
-    """
-    n, b = values.shape
-    if values.device.type != "cpu":
-        return finish(widened(values).T.contiguous().sort(dim=1).values)
-    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-    answer = torch.empty(b, dtype=wide)
-
-    def work(start: int, stop: int) -> None:
-        # A copy always: the caller's numbers may already lie as rows.
-        ordered = torch.empty(stop - start, n, dtype=wide)
-        ordered.numpy()[...] = widened(values[:, start:stop]).numpy().T
-        ordered.numpy().sort(axis=1)
-        answer[start:stop] = finish(ordered)
-
-    in_threads(work, b, max(1, SLICE // n))
-    return answer
-
-
-def median_of_sorted(ordered: Tensor) -> Tensor:
+def median_of_sorted(ordered: Any) -> Any:
     """Median of every row of ``ordered`` [c, n], whose rows are sorted; the midpoint of the middle two if n is even."""
     n = ordered.shape[1]
     if n % 2:
@@ -58,29 +104,50 @@ def median_of_sorted(ordered: Tensor) -> Tensor:
     return ordered[:, n // 2 - 1] * 0.5 + ordered[:, n // 2] * 0.5
 
 
-def _trimmed(f: int, ordered: Tensor) -> Tensor:
-    # A matrix product would be faster, but its bits depend on where a row lies and on the number of threads.
-    kept = ordered[:, f : ordered.shape[1] - f]
-    means = kept.mean(1)
-    # The sum of legal numbers may be none.
-    return means if torch.isfinite(means).all() else kept.mean(1, dtype=torch.float64).to(means.dtype)
+def trimmed_mean_of_sorted(f: int) -> Finish:
+    """Mean of every sorted row without its f smallest and f largest entries.
 
-
-def column_median(values: Tensor) -> Tensor:
-    """Median of every column of ``values`` [n, b]: [b]; the midpoint of the middle two if n is even."""
-    return over_sorted(values, median_of_sorted)
-
-
-def column_trimmed_mean(values: Tensor, f: int) -> Tensor:
-    """Mean of every column of ``values`` [n, b] without its f smallest and f largest entries: [b].
-
-    Sorts and slices: subtracting the extremes from the sum would lose everything to one entry of 1e30.
+    Sorting and slicing: subtracting the extremes from the sum would lose everything to one entry of 1e30.
     """
-    if f == 0:
-        wide = widened(values)
-        means = wide.mean(0)
-        return means if torch.isfinite(means).all() else wide.mean(0, dtype=torch.float64).to(wide.dtype)
-    return over_sorted(values, partial(_trimmed, f))
+    return partial(_trimmed, f)
+
+
+def _trimmed(f: int, ordered: Any) -> Any:
+    # A matrix product would be faster, but its bits depend on where a row lies and on the number of threads.
+    return ordered[:, f : ordered.shape[1] - f].mean(1)
+
+
+def mean_around_median(keep: int) -> Finish:
+    """Mean of the ``keep`` entries nearest the median of every sorted row.
+
+    The median of an even number of entries is the midpoint of the middle two. Of two entries at the same distance
+    below and above, the lower one is nearer: the answer depends on no order of the rows.
+    """
+    return partial(_around_median, keep)
+
+
+def _around_median(keep: int, ordered: Any) -> Any:
+    m = ordered.shape[1]
+    if not 1 <= keep <= m:
+        raise ValueError(f"keep must be between 1 and the {m} rows, got {keep}")
+    library: Any = np if isinstance(ordered, np.ndarray) else torch
+    spare = m - keep
+    low, high = ordered[:, :spare], ordered[:, keep:]
+    # The nearest entries are neighbours. Of the entries j and j + keep exactly one is among them. In float64 no
+    # difference of float32 numbers is rounded into a tie; halves keep the largest finite.
+    half = median_of_sorted(_double(ordered) * 0.5)[:, None]
+    farther = half - _double(low) * 0.5 > _double(high) * 0.5 - half
+    if spare <= keep:
+        return (ordered[:, spare:keep].sum(1) + library.where(farther, high, low).sum(1)) / keep
+    start = farther.sum(1)[:, None]
+    place = library.arange(m)
+    place = place if library is np else place.to(ordered.device)
+    inside = (place >= start) & (place < start + keep)
+    return library.where(inside, ordered, ordered * 0).sum(1) / keep
+
+
+def _double(values: Any) -> Any:
+    return values.astype(np.float64) if isinstance(values, np.ndarray) else values.double()
 
 
 def column_weighted_trimmed_mean(values: Tensor, shares: Tensor, trim: float) -> Tensor:
@@ -91,10 +158,9 @@ def column_weighted_trimmed_mean(values: Tensor, shares: Tensor, trim: float) ->
     """
     n, b = values.shape
     wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-    answer = torch.empty(b, dtype=wide, device=values.device)
-
-    def work(start: int, stop: int) -> None:
-        part = widened(values[:, start:stop]).T.contiguous()
+    parts = []
+    for start in range(0, b, max(1, SLICE // n)):
+        part = widened(values[:, start : start + max(1, SLICE // n)]).T.contiguous()
         if part.device.type == "cpu":
             order = torch.from_numpy(np.argsort(part.numpy(), axis=1, kind="stable"))
         else:
@@ -103,7 +169,5 @@ def column_weighted_trimmed_mean(values: Tensor, shares: Tensor, trim: float) ->
         upper = weight.cumsum(1)
         kept = (upper.clamp(max=1 - trim) - (upper - weight).clamp(min=trim)).clamp_(min=0)
         kept /= kept.sum(1, keepdim=True)
-        answer[start:stop] = (part.gather(1, order).double() * kept).sum(1).to(wide)
-
-    in_threads(work, b, max(1, SLICE // n))
-    return answer
+        parts.append((part.gather(1, order).double() * kept).sum(1).to(wide))
+    return torch.cat(parts)

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+#: Works on the range from start to stop.
+Worker = Callable[[int, int], None]
 
-def in_threads(work: Callable[[int, int], None], total: int, width: int) -> None:
-    """Call ``work(start, stop)`` for consecutive ranges of at most ``width``, on as many threads as torch may use.
 
-    The ranges do not depend on the number of threads, so results do not either.
+def in_threads(worker: Callable[[], Worker], total: int, width: int) -> None:
+    """Do all ranges of at most ``width`` up to ``total``, on as many threads as torch may use.
+
+    ``worker`` is called once a thread and can hold scratch memory. The ranges do not depend on the number of threads,
+    so results do not either.
     """
-    ranges = [(start, min(start + width, total)) for start in range(0, total, width)]
-    threads = min(torch.get_num_threads(), len(ranges))
+    ranges = iter([(start, min(start + width, total)) for start in range(0, total, width)])
+    threads = min(torch.get_num_threads(), -(-total // width))
     if threads <= 1:
-        for start, stop in ranges:
-            work(start, stop)
+        _drain(worker(), ranges)
         return
+    shared = _Shared(ranges)
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, start, stop) for start, stop in ranges]:
+        for done in [pool.submit(lambda: _drain(worker(), shared)) for _ in range(threads)]:
             done.result()
+
+
+def _drain(work: Worker, ranges: Iterator[tuple[int, int]]) -> None:
+    for start, stop in ranges:
+        work(start, stop)
+
+
+class _Shared(Iterator[tuple[int, int]]):
+    """One iterator for several threads."""
+
+    def __init__(self, ranges: Iterator[tuple[int, int]]) -> None:
+        self._ranges, self._lock = ranges, threading.Lock()
+
+    def __next__(self) -> tuple[int, int]:
+        with self._lock:
+            return next(self._ranges)
