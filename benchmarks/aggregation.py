@@ -64,6 +64,11 @@ SUBJECTS: dict[str, Subject] = {
     "caf": Subject(_with_f("caf"), GRAM, 1.1),
     "faba": Subject(_with_f("faba"), GRAM, 1.1),
     "bayes-mean": Subject(_plain("bayes-mean"), GRAM, 1.1),
+    "sign-vote": Subject(_plain("sign-vote"), ("mean",), None),
+    "monna": Subject(lambda f: [{"kind": "monna", "f": f, "trusted": 0}], GRAM, 1.1),
+    "cva": Subject(_with_f("cva"), GRAM, None),
+    "filter-l2": Subject(_with_f("filter-l2"), GRAM, 1.1),
+    "clipped-clustering": Subject(_plain("clipped-clustering"), GRAM, None),
     "foolsgold": Subject(_plain("foolsgold"), GRAM, None),
     "flame": Subject(_plain("flame"), GRAM, None),
     "dnc": Subject(_with_f("dnc"), ("mean",), None),
@@ -173,7 +178,7 @@ def peers(names: Sequence[str], n: int, d: int, f: int, repeats: int) -> dict[st
     given = kinds(values)
     rows, record = [], {}
     own = {name: SUBJECTS[name].parts(f) for name in names if name in SUBJECTS}
-    own |= {"nnm": [{"kind": "nnm", "f": f}], "bucketing": ["bucketing"], "monna": [{"kind": "monna", "f": f}]}
+    own |= {"nnm": [{"kind": "nnm", "f": f}], "bucketing": ["bucketing"], "monna": [{"kind": "monna", "f": f, "trusted": 0}]}
     for name in [name for name in own if name in theirs or name in flowers]:
         calls: dict[str, Callable[[], object]] = {}
         if name in ("nnm", "bucketing"):

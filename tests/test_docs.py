@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tomlkit
 
+from bezoar.aggregation import RULES
 from bezoar.cli import app
 from bezoar.experiments.defence import defence
 
@@ -23,6 +24,9 @@ def blocks(page: Path, language: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # Names that a page registers are gone after it.
+    for attribute in ("_parts", "_names"):
+        monkeypatch.setattr(RULES, attribute, dict(getattr(RULES, attribute)))
     namespace: dict[str, object] = {"__name__": "example"}
     for number, block in enumerate(blocks(page, "python")):
         code = compile(block, f"{page.name}, python block {number + 1}", "exec", dont_inherit=True)

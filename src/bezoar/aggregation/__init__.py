@@ -6,7 +6,19 @@ tensor([2.3333, 1.6667])
 """
 
 from bezoar.aggregation.arc import ARC
-from bezoar.aggregation.base import Aggregate, Columnwise, Constant, Context, Mixing, Part, Pipeline, Rule, Weighting
+from bezoar.aggregation.base import (
+    Aggregate,
+    Columnwise,
+    Constant,
+    Context,
+    Mixing,
+    Ordered,
+    Part,
+    Pipeline,
+    Rule,
+    Weighting,
+    draws,
+)
 from bezoar.aggregation.bayes_mean import BayesMean
 from bezoar.aggregation.bucketing import Bucketing
 from bezoar.aggregation.bulyan import Bulyan
@@ -73,6 +85,7 @@ __all__ = [
     "Mixing",
     "MoNNA",
     "MultiKrum",
+    "Ordered",
     "Part",
     "Pipeline",
     "Rule",
@@ -80,6 +93,7 @@ __all__ = [
     "SignVote",
     "TrimmedMean",
     "Weighting",
+    "draws",
     "pipeline",
     "pipeline_tables",
 ]

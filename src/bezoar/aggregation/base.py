@@ -28,7 +28,7 @@ from bezoar.updates.mixed import Mixed
 State = Mapping[str, Tensor]
 
 #: Columns are reduced in blocks of this size: small enough for caches and for a tight memory budget.
-COLUMN_BYTES = 16 * 2**20
+COLUMN_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
