@@ -25,7 +25,10 @@ bench: $(STAMP)
 clean:
 	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# Tests and benchmarks load ByzFL's aggregators only. What it depends on besides (torchvision, seaborn) is for its own
+# benchmarks, hence --no-deps.
 $(STAMP): pyproject.toml constraints.txt src/bezoar/_version.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt byzfl==0.0.11
 	touch $(STAMP)

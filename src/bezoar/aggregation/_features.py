@@ -70,7 +70,8 @@ def sketch(rows: Updates, size: int, seed: int, purpose: str) -> Tensor:
     """
     n, d = rows.shape
     out = torch.zeros(n, min(size, d), dtype=torch.float64, device=rows.device)
-    for block in rows.blocks(COLUMN_BYTES):
+    # Twice in float64, with and without signs.
+    for block in rows.blocks(COLUMN_BYTES // 4):
         values = block.values.double()
         if d <= size:
             out[:, block.start : block.stop] = values

@@ -29,7 +29,7 @@ def client_shares(weights: Tensor, cap: float | None) -> Tensor:
     >>> client_shares(torch.tensor([8.0, 1.0, 1.0]), 0.5)
     tensor([0.5000, 0.2500, 0.2500], dtype=torch.float64)
     """
-    shares = weights.double()
+    shares = weights.detach().double()
     shares = shares / shares.max()
     shares = shares / shares.sum()
     if cap is None:

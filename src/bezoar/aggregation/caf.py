@@ -30,7 +30,8 @@ class CAF(Rule):
     Tolerates: f <= (n-1)/2.
     Cost: one Gram matrix, O(n^2 d), and at most n eigenproblems, O(n^4).
     Constant: none known (O(f/n) is published without a number recalled here).
-    Peers: ByzFL takes one power step from a random start, returns None for f = 0 and for identical rows; Blades and
+    Peers: ByzFL takes one power step from a random start, returns None for f = 0 and for identical rows, and
+        divides by the largest tau of all rows, dropped ones too, so that one row at 1e6 stalls it; Blades and
         FLPoison have none.
     Reference: Allouah, Guerraoui, Stephan: Towards Trustworthy Federated Learning with Untrusted Participants,
         ICML 2025.

@@ -60,7 +60,7 @@ class CenteredClipping(Rule):
             from_centre = rows.squared_norms()
         else:
             check_vector(self.name, "the previous answer", centre, d)
-            centre = centre.to(rows.device)
+            centre = centre.detach().to(rows.device)
             from_centre = distances_from_vector(rows, centre)
         weights = self._steps(from_centre, rows.squared_distances() if self.iterations > 1 else None)
         vector = rows.combine(weights)
@@ -68,7 +68,8 @@ class CenteredClipping(Rule):
         if centre is not None and rest != 0:
             wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
             vector = (vector.to(wide) + rest * centre.to(wide)).to(rows.dtype)
-        return Aggregate(vector, state={"centre": vector}, weights=weights)
+        # A copy: the caller may go on with the answer in place.
+        return Aggregate(vector, state={"centre": vector.clone()}, weights=weights)
 
     def _steps(self, from_centre: Tensor, distances: Tensor | None) -> Tensor:
         """Weights [n] of the rows' differences from the first centre, given squared distances from it."""

@@ -71,7 +71,7 @@ class GeometricMedian(Rule):
             # Again, as rows with weight may have been excluded since the first check.
             check_weights(self.name, context.client_weights, len(rows))
             assert context.client_weights is not None
-            share = context.client_weights.to(distances)
+            share = context.client_weights.detach().to(distances)
             share = share / share.max()
             share = share / share.sum()
         weights = self._median(distances, share)

@@ -96,7 +96,7 @@ class LASA(Rule):
 def _some_rows(rows: Updates) -> Iterator[tuple[slice, Tensor]]:
     """All rows, whole, as many at a time as fit a block."""
     n, d = rows.shape
-    step = max(1, COLUMN_BYTES // max(1, d * rows.dtype.itemsize))
+    step = max(1, COLUMN_BYTES // (4 * max(1, d * rows.dtype.itemsize)))
     for start in range(0, n, step):
         index = torch.arange(start, min(start + step, n), device=rows.device)
         yield slice(start, start + len(index)), widened(rows.select(index).materialise())

@@ -9,7 +9,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._gram import distances_from_vector, mask, uniform
+from bezoar.aggregation._gram import (
+    distances_from_sum,
+    distances_from_vector,
+    inner_products,
+    mask,
+    typical_row,
+    uniform,
+)
 from bezoar.aggregation.base import Aggregate, Constant, Context, Rule, State, check_count
 from bezoar.aggregation.geometric_median import GeometricMedian
 from bezoar.errors import ConfigError, HostileRowsError
@@ -149,5 +156,11 @@ class CVA(Rule):
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
         answer = self.pivot._run(rows, state, context, generator)
-        nearest = _mean_of_nearest(rows, distances_from_vector(rows, answer.vector), len(rows) - self.f)
+        if isinstance(self.pivot, GeometricMedian) and answer.weights is not None:
+            # A weighted sum of rows whose distances are known: the data need not be read again.
+            known = rows.squared_distances()
+            distances = distances_from_sum(inner_products(known, typical_row(known)), answer.weights)
+        else:
+            distances = distances_from_vector(rows, answer.vector)
+        nearest = _mean_of_nearest(rows, distances, len(rows) - self.f)
         return dataclasses.replace(nearest, state=answer.state)

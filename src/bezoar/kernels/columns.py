@@ -42,15 +42,20 @@ def over_sorted(matrix: Matrix, finish: Finish, rows: Tensor | None = None) -> T
     """
     wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     answer = _sorted_in(wide, matrix, finish, rows)
-    if wide == torch.float32 and not torch.isfinite(answer).all():
+    if wide == torch.float32 and not _finite(answer):
         return _sorted_in(torch.float64, matrix, finish, rows).to(wide)
     return answer
+
+
+def _finite(vector: Tensor) -> bool:
+    """Whether all entries of ``vector`` [d] are finite, without another vector of its size."""
+    return all(bool(torch.isfinite(part).all()) for part in torch.split(vector, SLICE))
 
 
 def _legal(ordered: Any) -> bool:
     """Whether all entries of sorted rows are finite, and small enough to be squared."""
     library: Any = np if isinstance(ordered, np.ndarray) else torch
-    limit = 1e150 if ordered.dtype in (np.float64, torch.float64) else math.inf
+    limit = 1.1e150 if ordered.dtype in (np.float64, torch.float64) else math.inf
     # NaN is sorted to the upper end, and no comparison with it is true.
     return bool((library.abs(ordered[:, 0]) < limit).all() and (library.abs(ordered[:, -1]) < limit).all())
 

@@ -56,7 +56,7 @@ class Updates(ABC):
     """n client updates of d parameters, in descent sign (global minus local).
 
     Norms, Gram matrix and dot products are float64; ``combine``, ``columns`` and ``blocks`` have the ``dtype`` of
-    the updates. Values above 1e150 in absolute size can not be squared and count as not finite.
+    the updates. Rows of norm 1e150 or more can not be squared safely and count as not finite.
     """
 
     #: Which questions can be answered; norms, dot products and combinations always can.
@@ -149,8 +149,8 @@ class Updates(ABC):
         return {}
 
     def finite(self) -> Tensor:
-        """Which rows hold finite numbers only: bool [n]."""
-        return torch.isfinite(self.squared_norms())
+        """Which rows hold finite numbers only, of a norm below 1e150: bool [n]."""
+        return self.squared_norms() < 1e300
 
     def materialise(self) -> Tensor:
         """The whole matrix [n, d] in memory."""
