@@ -118,9 +118,8 @@ def time_rules(names: Sequence[str], n: int, d: int, f: int, repeats: int) -> di
     rules = {name: pipeline(SUBJECTS[name].parts(f)) for name in names}
     calls = {f"= {name}": partial(rule, values) for name, rule in rules.items()}
     timings = interleave({**plain, **calls}, repeats, torch.device("cpu"))
-    rows, record = [], {}
-    for name in plain:
-        rows.append([name, f"{1e3 * timings[name].median:.1f}", "", "", "", ""])
+    rows = [[name, f"{1e3 * timings[name].median:.1f}", "", "", "", ""] for name in plain]
+    record: dict[str, Any] = {}
     for name in names:
         subject = SUBJECTS[name]
         middle, low, high = ratio(timings, f"= {name}", subject.references)
