@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bezoar.aggregation import CVA, RULES, Krum, Mean, Median
+from bezoar.aggregation import CVA, RULES, Clip, Krum, Mean, Median
 from bezoar.aggregation.base import Rule
 from bezoar.errors import ConfigError
 from bezoar.registry import LABELS, Registry, card
@@ -57,17 +57,34 @@ def test_parts_of_installed_packages_are_found_by_name(plugin: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("gentle = gentle_rules:Missing", "can not be loaded"),
-        ("gentle = no_such_module:Rule", "can not be loaded"),
-        ("gentle = gentle_rules:no_part", "is no dataclass"),
-        ("mean = gentle_rules:Gentle", "named 'mean' already"),
+        ("broken = gentle_rules:Missing", "can not be used as a rule: .*Missing"),
+        ("broken = no_such_module:Rule", "can not be used as a rule: .*no_such_module"),
+        ("broken = gentle_rules:no_part", "is no dataclass"),
     ],
 )
-def test_broken_entry_points_are_named(plugin: Path, line: str, message: str) -> None:
-    plugin.write_text(f"[bezoar.rules]\n{line}\n")
+def test_broken_entry_points_are_named_and_spoil_no_others(plugin: Path, line: str, message: str) -> None:
+    plugin.write_text(f"[bezoar.rules]\n{line}\ngentle = gentle_rules:Gentle\n")
     registry: Registry[Rule] = Registry("rule", {"mean": Mean}, group="bezoar.rules")
-    with pytest.raises(ConfigError, match=message):
-        list(registry)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=message):
+            registry.build("broken")
+        assert list(registry) == ["mean", "gentle"]
+    assert [entry.name for entry in registry.entries()] == ["mean", "gentle", "broken"]
+
+
+def test_names_that_are_taken_stay(plugin: Path) -> None:
+    plugin.write_text("[bezoar.rules]\nmean = gentle_rules:Gentle\n")
+    registry: Registry[Rule] = Registry("rule", {"mean": Mean}, group="bezoar.rules")
+    assert list(registry) == ["mean"]
+    assert registry["mean"] is Mean
+
+
+def test_finished_parts_of_installed_packages_have_their_name(plugin: Path) -> None:
+    plugin.write_text("[bezoar.rules]\ngentle = gentle_rules:Gentle\n")
+    gentle = importlib.import_module("gentle_rules").Gentle()
+    for use in (lambda r: r.name(gentle), lambda r: r.build(gentle)):
+        registry: Registry[Rule] = Registry("rule", {"mean": Mean}, group="bezoar.rules")
+        assert use(registry) in ("gentle", gentle)
 
 
 def test_unknown_names_still_name_the_nearest() -> None:
@@ -99,7 +116,10 @@ def test_parts_within_parts() -> None:
     assert RULES.table(rule) == {"kind": "cva", "f": 2, "pivot": {"kind": "krum", "f": 2, "variant": "blanchard"}}
     assert RULES.build({"kind": "cva", "f": 1, "pivot": "median"}) == CVA(f=1, pivot=Median())
     assert RULES.build(RULES.table(CVA(f=1))) == CVA(f=1)
+    mixed = CVA(f=1, pivot=Clip(5.0) >> Median())
+    assert RULES.table(mixed)["pivot"] == [{"kind": "clip", "radius": 5.0}, {"kind": "median"}]
+    assert RULES.build(RULES.table(mixed)) == mixed
     with pytest.raises(ConfigError, match="unknown rule 'krumm'"):
         RULES.build({"kind": "cva", "f": 1, "pivot": "krumm"})
-    with pytest.raises(ConfigError, match="pivot must be a rule"):
+    with pytest.raises(ConfigError, match="ends in a rule"):
         RULES.build({"kind": "cva", "f": 1, "pivot": {"kind": "nnm", "f": 1}})

@@ -12,6 +12,7 @@ import importlib.metadata
 import inspect
 import itertools
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar, cast
 
@@ -64,18 +65,21 @@ class Registry(Generic[T]):
         self._parts = dict(parts)
         self._names = {part: name for name, part in self._parts.items()}
         self._group = group
+        self._broken: dict[str, str] = {}
+        self._lock = threading.RLock()
 
     def _load(self) -> None:
-        """Register the parts of installed packages, once."""
-        group, self._group = self._group, None
-        for point in importlib.metadata.entry_points(group=group) if group else ():
-            try:
-                part = point.load()
-            except Exception as error:
-                raise ConfigError(f"entry point {point.value!r} of group {group} can not be loaded: {error}") from error
-            if not (isinstance(part, type) and dataclasses.is_dataclass(part)):
-                raise ConfigError(f"entry point {point.value!r} of group {group} is no dataclass")
-            self.add(point.name, cast(type[T], part))
+        """Register the parts of installed packages, once; what is wrong with one is told when it is asked for."""
+        with self._lock:
+            group, self._group = self._group, None
+            for point in importlib.metadata.entry_points(group=group) if group else ():
+                try:
+                    part = point.load()
+                    if not (isinstance(part, type) and dataclasses.is_dataclass(part)):
+                        raise ConfigError("it is no dataclass")
+                    self.add(point.name, cast(type[T], part))
+                except Exception as error:
+                    self._broken[point.name] = f"entry point {point.value!r} can not be used as a {self.what}: {error}"
 
     def __iter__(self) -> Iterator[str]:
         self._load()
@@ -85,11 +89,15 @@ class Registry(Generic[T]):
         if name not in self._parts:
             self._load()
         if name not in self._parts:
+            if name in self._broken:
+                raise ConfigError(self._broken[name])
             raise ConfigError(f"unknown {self.what} {name!r}; {nearest(name, self._parts)}")
         return self._parts[name]
 
     def name(self, part: T) -> str:
         """The name under which the class of ``part`` is registered."""
+        if type(part) not in self._names:
+            self._load()
         if type(part) not in self._names:
             kind = type(part).__name__
             raise ConfigError(f"{kind} has no name as a {self.what}: register it first, add('my-name', {kind})")
@@ -104,6 +112,8 @@ class Registry(Generic[T]):
 
     def build(self, table: Any) -> T:
         """The part that ``table`` describes: a name, a table with ``kind``, or a finished part (returned as it is)."""
+        if dataclasses.is_dataclass(table) and type(table) not in self._names:
+            self._load()
         if type(table) in self._names:
             return table  # type: ignore[no-any-return]
         if isinstance(table, str):
@@ -118,13 +128,21 @@ class Registry(Generic[T]):
     def table(self, part: T) -> dict[str, Any]:
         """The table that describes ``part``; fields that are None are left out."""
         values = TypeAdapter(type(part)).dump_python(part, mode="json")
-        values |= {key: self.table(getattr(part, key)) for key in self._nested(type(part))}
+        values |= {key: self._table_within(getattr(part, key)) for key in self._nested(type(part))}
         return {"kind": self.name(part), **{k: v for k, v in values.items() if v is not None}}
 
     def entries(self) -> list[Entry]:
         """All parts with parameters and a one-line summary."""
         self._load()
-        return [Entry(name, _parameters(part), _summary(part), card(part)) for name, part in self._parts.items()]
+        found = [Entry(name, _parameters(part), _summary(part), card(part)) for name, part in self._parts.items()]
+        return found + [Entry(name, "", why) for name, why in self._broken.items() if name not in self._parts]
+
+    def _build_within(self, table: Any) -> Any:
+        """A part that is a field of another one, from its table."""
+        return self.build(table)
+
+    def _table_within(self, part: Any) -> Any:
+        return self.table(part)
 
     def _nested(self, part: type[T]) -> list[str]:
         """The fields that hold a part of the same sort; they have one as their default."""
@@ -147,7 +165,7 @@ class Registry(Generic[T]):
             required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
             if required and key not in values:
                 raise ConfigError(f"{self.what} {name!r} needs the parameter {key!r}; parameters: {_parameters(part)}")
-        nested = {key: self.build(values[key]) for key in self._nested(part) if key in values}
+        nested = {key: self._build_within(values[key]) for key in self._nested(part) if key in values}
         values = {key: value for key, value in values.items() if key not in nested}
         try:
             filled: T = TypeAdapter(part).validate_json(json.dumps(values, default=str), strict=True)

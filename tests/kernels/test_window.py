@@ -74,3 +74,8 @@ def test_columns_that_lie_in_memory_as_rows_are_not_sorted_in_place(columns: int
 def test_keep_must_be_a_number_of_rows(keep: int) -> None:
     with pytest.raises(ValueError, match="between 1 and the 3 rows"):
         column_mean_around_median(torch.zeros(3, 1), keep)
+
+
+def test_a_distance_too_small_to_be_seen_beside_one_still_decides() -> None:
+    assert column_mean_around_median(torch.tensor([[-1.0], [1e-20], [1.0]]), 2).item() == 0.5
+    assert column_mean_around_median(torch.tensor([[-1.0], [-1e-20], [1.0]]), 2).item() == -0.5

@@ -31,6 +31,8 @@ def client_shares(weights: Tensor, cap: float | None) -> Tensor:
     """
     shares = weights.detach().double()
     shares = shares / shares.max()
+    # Nothing can be divided by what is smaller.
+    shares = shares.masked_fill(shares < 1e-250, 0.0)
     shares = shares / shares.sum()
     if cap is None:
         return shares

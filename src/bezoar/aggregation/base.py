@@ -7,6 +7,7 @@ n, excluding hostile rows, converting kinds and combining rows happen here, once
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Context:
         client_weights: what every client claims to weigh, e.g. its number of samples [n], one a row.
         root_gradient: the server's own update [d], from data it trusts.
         last_aggregate: the previous round's aggregate [d].
+        claims: the client weights of all rows [n] and which of them remain [m], where some were excluded.
     """
 
     round: int = 0
@@ -48,12 +50,15 @@ class Context:
     client_weights: Tensor | None = None
     root_gradient: Tensor | None = None
     last_aggregate: Tensor | None = None
+    claims: tuple[Tensor, Tensor] | None = None
 
     def select(self, kept: Tensor) -> Context:
         """The same knowledge about the rows ``kept`` [m] only."""
         if self.client_weights is None:
             return self
-        return dataclasses.replace(self, client_weights=self.client_weights[kept.to(self.client_weights.device)])
+        kept = kept.to(self.client_weights.device)
+        claims = (self.client_weights, kept)
+        return dataclasses.replace(self, client_weights=self.client_weights[kept], claims=claims)
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,10 @@ class Part(ABC):
         if f > top:
             raise ConfigError(f"{self.name}: f={f} is out of range for n={n} rows; f must be between 0 and {top}")
 
+    def withstands(self, n: int) -> int:
+        """How many bad rows of n can not drive what comes out arbitrarily far, with the best f for it."""
+        return (n - 1) // 2 if self.tolerated is None else min((n - 1) // 2, self.largest_f(n))
+
     def without(self, excluded: int) -> Self:
         """This part for the rows that remain when ``excluded`` bad rows are gone: f becomes f - excluded."""
         f = self.tolerated
@@ -177,13 +186,11 @@ def check_vector(owner: str, name: str, vector: Tensor | None, d: int) -> None:
 
 
 def check_weights(owner: str, weights: Tensor | None, n: int) -> None:
-    """Raise unless ``weights`` [n] are given, finite, not negative and not all zero."""
+    """Raise unless ``weights`` [n] are given, one a row."""
     if weights is None:
         raise ConfigError(f"{owner} with weighted=True needs weights [{n}], one a row (Context.client_weights)")
     if weights.shape != (n,):
         raise ConfigError(f"{owner}: client weights must be [{n}], one a row, got shape {list(weights.shape)}")
-    if not torch.isfinite(weights).all() or (weights < 0).any() or not (weights > 0).any():
-        raise ConfigError(f"{owner}: client weights must be finite, not negative and not all zero")
 
 
 def check_count(owner: str, name: str, value: int) -> None:
@@ -197,15 +204,28 @@ HUGE = 1e6
 
 
 def gate(
-    rows: Updates, tolerance: int | None, who: str, *, spare: bool = False, huge: float | None = None
+    rows: Updates,
+    tolerance: int | None,
+    who: str,
+    *,
+    spare: bool = False,
+    huge: float | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[int, str]]:
     """Rows that hold finite numbers [m], and those that do not with the reason.
 
+    Rows whose client claims a weight in ``weights`` [n] that is none (negative, not finite) count as not finite.
     ``tolerance`` is the smallest declared f (None: fewer than half may be bad; ``spare``: all but one). With ``huge``,
     rows longer than ``huge`` times the (f+1)-th longest are left out as well; there are at most f of them.
     """
     finite = rows.finite().cpu()
     n = len(finite)
+    claims = {}
+    if weights is not None:
+        claimed = weights.double().cpu()
+        wrong = finite & ~((claimed >= 0) & (claimed < torch.inf))
+        claims = {row: f"claims a weight of {float(claimed[row]):g}" for row in wrong.nonzero().flatten().tolist()}
+        finite &= ~wrong
     bad = (~finite).nonzero().flatten().tolist()
     if bad:
         limit = (n - 1 if spare else (n - 1) // 2) if tolerance is None else tolerance
@@ -216,7 +236,7 @@ def gate(
                 f"rows {bad[:20]} (clients {ids}){' ...' if len(bad) > 20 else ''}",
                 tuple(bad),
             )
-    excluded = {row: rows.flaws.get(row, "not finite") for row in bad}
+    excluded = {row: claims.get(row) or rows.flaws.get(row, "not finite") for row in bad}
     if huge is not None:
         norms = rows.squared_norms().cpu().sqrt()
         left = ((n - 1) // 2 if tolerance is None else tolerance) - len(bad)
@@ -255,6 +275,9 @@ class Rule(Part):
 
     #: A rule that promises nothing against bad rows (the mean) reports any number of unusable ones.
     spare: ClassVar[bool] = False
+
+    #: Whether the rule takes rows for clients: names one, or remembers them by id.
+    by_client: ClassVar[bool] = False
 
     #: Whether the rule reads ``Context.client_weights``; rules that can, have a field of this name. (Not annotated:
     #: dataclasses would put the field of a subclass first.)
@@ -300,20 +323,32 @@ class Rule(Part):
             check_vector(self.name, "Context.root_gradient", context.root_gradient, rows.shape[1])
         if self.weighted:
             check_weights(self.name, context.client_weights, n)
+        weights = context.client_weights if self.weighted else None
         quick = self._quick(rows)
         if quick is not None:
             return quick
-        kept, excluded = gate(rows, self.tolerated, self.name, spare=self.spare, huge=self.huge)
+        kept, excluded = gate(rows, self.tolerated, self.name, spare=self.spare, huge=self.huge, weights=weights)
         part, remaining = self, rows
         if excluded:
             part, remaining, context = self.within(kept, n), rows.select(kept), context.select(kept)
             part.check(len(kept))
+        if self.weighted and not (weights is not None and (weights[kept.to(weights.device)] > 0).any()):
+            raise ConfigError(f"{self.name}: the clients that remain have no weight; excluded: {excluded}")
         answer = part._run(remaining, state or {}, context, generator)
+        if answer.scores is not None:
+            # Scores may be what the updates remember (norms, distances); the caller may change his.
+            answer = dataclasses.replace(answer, scores=answer.scores.clone())
         return answer._spread(kept, n, excluded) if excluded else answer
 
     def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
         """What is known about the rule's robustness constant with n rows, f declared and q <= f actual bad rows."""
         return ()
+
+    def withstands(self, n: int) -> int:
+        if self.tolerated is not None:
+            return super().withstands(n)
+        finite = (q for q in range((n - 1) // 2 + 1) if any(c.value < math.inf for c in self.constants(n, q, q)))
+        return max(finite, default=0)
 
     def __call__(
         self,
@@ -396,6 +431,9 @@ class Ordered(Columnwise):
 class Mixing(Part):
     """Rows in, rows out: a pre-aggregator. Ends no pipeline, so it is not a defence by itself."""
 
+    #: Whether a mixed row stands for no client any more.
+    regroups: ClassVar[bool] = False
+
     #: Whether no mixed row can be much longer than the honest ones: what follows then needs no guard against huge rows.
     bounds_norms: ClassVar[bool] = False
 
@@ -405,7 +443,8 @@ class Mixing(Part):
 
     def apply(self, rows: Updates, context: Context | None = None, generator: torch.Generator | None = None) -> Mixed:
         """The mixed rows, lazily."""
-        return Mixed(rows, self.matrix(rows, context or Context(), generator))
+        matrix = self.matrix(rows, context or Context(), generator)
+        return Mixed(rows, matrix, torch.arange(len(matrix)) if self.regroups else None)
 
     def rows_out(self, n: int) -> int:
         """How many rows come out when n go in."""
@@ -486,6 +525,14 @@ class Pipeline(Rule):
         return self.rule.weighted
 
     @property
+    def by_client(self) -> bool:  # type: ignore[override]
+        return self.rule.by_client
+
+    @property
+    def _regroups(self) -> bool:
+        return any(part.regroups for part in self.mixings)
+
+    @property
     def huge(self) -> float | None:
         for part in self.mixings:
             if Needs.GRAM in part.needs:
@@ -504,8 +551,8 @@ class Pipeline(Rule):
         for part in self.mixings:
             part.check(m)
             m = part.rows_out(m)
-        if m != n and self.weighted:
-            raise ConfigError(f"{self.name}: client weights mean nothing to {m} rows mixed from {n} clients")
+        if self._regroups and (self.weighted or self.rule.by_client):
+            raise ConfigError(f"{self.name}: {self.rule.name} takes rows for clients, but they are regrouped before it")
         self.rule.check(m)
 
     def without(self, excluded: int) -> Self:
@@ -549,14 +596,14 @@ class Pipeline(Rule):
                 scales = None
             rows = mixed
         answer = self.rule._run(rows, state, context, generator)
-        mixed_rows, weights = len(rows), answer.weights
+        weights = answer.weights
         for _ in self.mixings:
             assert isinstance(rows, Mixed)
             if weights is not None:
                 weights = weights * rows.matrix if rows.scales_rows else weights @ rows.matrix
             rows = rows.base
         answer = dataclasses.replace(answer, weights=weights, scales=scales)
-        if len(rows) != mixed_rows:
+        if self._regroups:
             # Scores of buckets are no scores of clients.
             answer = dataclasses.replace(answer, scores=None, selected=None, excluded={})
         return answer

@@ -38,6 +38,7 @@ class Bucketing(Mixing):
     s: int = 2
     seed: int = 0
     needs: ClassVar[Needs] = Needs.NONE
+    regroups: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -62,6 +62,10 @@ class DnC(Rule):
     def largest_f(self, n: int) -> int:
         return min((n - 1) // 2, math.floor((n - 1) / self.c))
 
+    def withstands(self, n: int) -> int:
+        # A second bad row hides behind the first along the one direction that is looked at.
+        return 0
+
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
         n, d = rows.shape
         keep = n - math.floor(self.c * self.f + 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +67,8 @@ class FLDetector(Rule):
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
             raise ConfigError(f"FLDetector: window must be a whole number >= 1, got {self.window!r}")
         check_features(self.name, self.features, self.size, self.memory)
+
+    by_client: ClassVar[bool] = True
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]

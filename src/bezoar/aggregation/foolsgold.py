@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,8 @@ class FoolsGold(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_features(self.name, self.features, self.size, self.memory)
+
+    by_client: ClassVar[bool] = True
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]

@@ -58,6 +58,9 @@ class MultiKrum(Rule):
                 f"m must be between 1 and {n - self.f}"
             )
 
+    def withstands(self, n: int) -> int:
+        return super().withstands(n) if self.m is None else max(min(super().withstands(n), n - self.m), 0)
+
     def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
         if self.variant != "byzfl" or (self.m is not None and self.m != n - f) or 2 * f >= n:
             return ()

@@ -55,6 +55,7 @@ class MoNNA(Rule):
     f: int
     trusted: int
     needs: ClassVar[Needs] = Needs.GRAM
+    by_client: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,6 +118,10 @@ class CVA(Rule):
         return self.pivot.uses_root
 
     @property
+    def by_client(self) -> bool:  # type: ignore[override]
+        return self.pivot.by_client
+
+    @property
     def weighted(self) -> bool:  # type: ignore[override]
         return self.pivot.weighted
 
@@ -140,18 +145,21 @@ class CVA(Rule):
     def within(self, kept: Tensor, n: int) -> Self:
         return dataclasses.replace(self, f=self.f - (n - len(kept)), pivot=self.pivot.within(kept, n))
 
+    def withstands(self, n: int) -> int:
+        return min((n - 1) // 2, self.largest_f(n), self.pivot.withstands(n))
+
     def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
-        declared = f if self.pivot.tolerated is None else self.pivot.tolerated
-        if declared < f:
+        # Not the f asked for, which is the smaller one of rule and pivot: this many rows are left out.
+        own, declared = self.f, self.pivot.tolerated
+        if q > own or (declared is not None and q > declared):
             return ()
-        # At q = f for all q <= f: what holds for all sets of n-f rows holds for larger ones.
         return tuple(
             Constant(
-                4 * f / (n - f) * (1 + known.value) if f else 0.0,
-                f"4f/(n-f) (1 + kappa), kappa = {known.formula}",
+                4 * own / (n - own) * (1 + known.value) if own else 0.0,
+                f"4f/(n-f) (1 + kappa), f = {own}, kappa = {known.formula}",
                 "proved" if known.source == "exact" else known.source,
             )
-            for known in self.pivot.constants(n, declared, f)
+            for known in self.pivot.constants(n, own if declared is None else declared, q)
         )
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:

@@ -38,7 +38,19 @@ from bezoar.aggregation.trimmed_mean import TrimmedMean
 from bezoar.errors import ConfigError
 from bezoar.registry import Registry
 
-RULES: Registry[Part] = Registry(
+
+class _Rules(Registry[Part]):
+    """A field that holds a rule may hold a pipeline, as a list."""
+
+    def _build_within(self, table: Any) -> Rule:
+        return pipeline(table)
+
+    def _table_within(self, part: Rule) -> Any:
+        tables = pipeline_tables(part)
+        return tables if len(tables) > 1 else tables[0]
+
+
+RULES: Registry[Part] = _Rules(
     "rule",
     {
         "clip": Clip,

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bezoar.aggregation._weights import check_cap, client_shares
 from bezoar.aggregation.base import Aggregate, Constant, Context, Ordered, State, reduce_columns
 from bezoar.aggregation.mean import Mean
+from bezoar.errors import HostileRowsError
 from bezoar.kernels.columns import column_weighted_trimmed_mean, trimmed_mean_of_sorted
 from bezoar.updates.base import Updates
 
@@ -60,6 +62,28 @@ class TrimmedMean(Ordered):
             return Mean()._run(rows, state, context, generator)
         if not self.weighted or context.client_weights is None:
             return super()._run(rows, state, context, generator)
-        shares = client_shares(context.client_weights.to(rows.device), self.cap)
-        trim = self.f / len(rows)
+        shares, trim = self._trimming(rows, context.client_weights, context.claims)
         return Aggregate(reduce_columns(rows, lambda values: column_weighted_trimmed_mean(values, shares, trim)))
+
+    def _trimming(self, rows: Updates, weights: Tensor, claims: tuple[Tensor, Tensor] | None) -> tuple[Tensor, float]:
+        """Shares of the rows that remain [n], and how much of them is trimmed at each end.
+
+        Excluded rows use up what they really held of the tolerated share.
+        """
+        if claims is None:
+            return client_shares(weights.to(rows.device), self.cap), self.f / len(rows)
+        before, kept = claims
+        legal = torch.where((before >= 0) & (before < torch.inf), before, torch.zeros_like(before))
+        shares = client_shares(legal.to(rows.device), self.cap)
+        n = len(shares)
+        tolerated = (self.f + n - len(kept)) / n
+        left = shares[kept.to(rows.device)]
+        remaining = float(left.sum())
+        if 1 - remaining > tolerated + 1e-9:
+            gone = sorted(set(range(n)) - set(kept.tolist()))
+            raise HostileRowsError(
+                f"TrimmedMean: rows {gone[:20]} are excluded and hold {1 - remaining:.3g} of all weight, more than the "
+                f"tolerated share f/n = {tolerated:.3g}",
+                tuple(gone),
+            )
+        return left / remaining, max(0.0, (tolerated - (1 - remaining)) / remaining)

@@ -51,9 +51,10 @@ def kappa(rule: Rule, n: int, f: int | None = None, q: int | None = None) -> flo
 def breakdown(rule: Rule, n: int) -> int:
     """The largest number of bad rows that can not drive the answer arbitrarily far from the honest mean.
 
-    It belongs to the kind of rule, not to the f declared: a rule with an f counts with the largest f that n allows, a
-    rule without by the constants it states, 0 if it states none. A pipeline is as strong as its weakest part; a bad
-    row spoils at most one bucket, so what follows bucketing counts with the number of buckets.
+    It belongs to the kind of rule, not to the f declared: a rule with an f counts with the largest f that n allows
+    (unless it is known to fail before), a rule without by the constants it states, 0 if it states none. A pipeline is
+    as strong as its weakest part; a bad row spoils at most one bucket, so what follows bucketing counts with the number
+    of buckets. A trusted row (MoNNA) is taken to be honest.
 
     >>> from bezoar.aggregation import Mean, Median, TrimmedMean
     >>> breakdown(TrimmedMean(f=1), 9), breakdown(Median(), 9), breakdown(Mean(), 9)
@@ -61,18 +62,13 @@ def breakdown(rule: Rule, n: int) -> int:
     """
     m = n = _count("n", n, 1)
     parts: tuple[Part, ...] = (*rule.mixings, rule.rule) if isinstance(rule, Pipeline) else (rule,)
-    best = (n - 1) // 2
+    best = n
     for part in parts:
-        best = min(best, (m - 1) // 2)
-        if part.tolerated is not None:
-            best = min(best, part.largest_f(m))
+        best = min(best, part.withstands(m))
         if best < 0:
             raise ConfigError(f"{part.name} can not work with n={m} rows: it needs more")
         m = part.rows_out(m) if isinstance(part, Mixing) else m
-    last = parts[-1]
-    if not isinstance(last, Rule) or last.tolerated is not None:
-        return best
-    return max((q for q in range(best + 1) if kappa(last, m, q) < math.inf), default=0)
+    return best
 
 
 def _numbers(rule: Rule, n: int, f: int | None, q: int | None) -> tuple[int, int, int]:

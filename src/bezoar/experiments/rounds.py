@@ -134,8 +134,9 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     record["update_norm"] = step.values.norm()
     record["excluded"] = len(answer.excluded)
     if answer.scales is not None:
-        kept = len(cohort) - len(answer.excluded)
-        record["clipped"] = ((answer.scales < 1).sum() - len(answer.excluded)) / kept
+        # Rows that were left out before the pipeline have scale 0.
+        present = answer.scales > 0
+        record["clipped"] = (present & (answer.scales < 1)).sum() / present.sum().clamp(min=1)
     return State(t, step.state, answer.state, memory, {"aggregate": answer.vector}), record, clock.seconds
 
 

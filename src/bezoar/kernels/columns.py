@@ -22,6 +22,9 @@ from bezoar.kernels.threads import Worker, in_threads
 #: Entries sorted at a time by one thread.
 SLICE = 2**19
 
+#: More entries than this are added up in float64.
+MANY = 1024
+
 #: Makes one number of every sorted column: [c, n] -> [c]. Gets a NumPy array on a CPU and a tensor elsewhere, so it
 #: must use what both have; it must not keep or change it.
 Finish = Callable[[Any], Any]
@@ -118,10 +121,16 @@ def trimmed_mean_of_sorted(f: int) -> Finish:
 
 
 def _trimmed(f: int, ordered: Any) -> Any:
-    # A matrix product's bits depend on the number of threads, and ``mean`` is slow on short rows.
-    library: Any = np if isinstance(ordered, np.ndarray) else torch
     kept = ordered[:, f : ordered.shape[1] - f]
-    return library.einsum("ij->i", kept) / kept.shape[1]
+    return _sums(kept) / kept.shape[1]
+
+
+def _sums(values: Any) -> Any:
+    """Sums of rows. A matrix product's bits depend on the number of threads, and ``sum`` is slow on short rows."""
+    if values.shape[1] > MANY:
+        return _double(values).sum(1)
+    library: Any = np if isinstance(values, np.ndarray) else torch
+    return library.einsum("ij->i", values)
 
 
 def mean_around_median(keep: int) -> Finish:
@@ -140,17 +149,18 @@ def _around_median(keep: int, ordered: Any) -> Any:
     library: Any = np if isinstance(ordered, np.ndarray) else torch
     spare = m - keep
     low, high = ordered[:, :spare], ordered[:, keep:]
-    # The nearest entries are neighbours. Of the entries j and j + keep exactly one is among them. In float64 no
-    # difference of float32 numbers is rounded into a tie; halves keep the largest finite.
-    half = median_of_sorted(_double(ordered) * 0.5)[:, None]
-    farther = half - _double(low) * 0.5 > _double(high) * 0.5 - half
+    # The nearest entries are neighbours. Of the entries j and j + keep exactly one is among them: the upper one if the
+    # lower lies farther from the median than it, that is if low + high < 2 median.
+    wide = _double(ordered)
+    twice = wide[:, (m - 1) // 2] + wide[:, m // 2]
+    farther = twice[:, None] > wide[:, :spare] + wide[:, keep:]
     if spare <= keep:
-        return (ordered[:, spare:keep].sum(1) + library.where(farther, high, low).sum(1)) / keep
+        return (_sums(ordered[:, spare:keep]) + _sums(library.where(farther, high, low))) / keep
     start = farther.sum(1)[:, None]
     place = library.arange(m)
     place = place if library is np else place.to(ordered.device)
     inside = (place >= start) & (place < start + keep)
-    return library.where(inside, ordered, ordered * 0).sum(1) / keep
+    return _sums(library.where(inside, ordered, ordered * 0)) / keep
 
 
 def _double(values: Any) -> Any:
@@ -174,7 +184,9 @@ def column_weighted_trimmed_mean(values: Tensor, shares: Tensor, trim: float) ->
             order = part.argsort(dim=1, stable=True)
         weight = shares[order]
         upper = weight.cumsum(1)
-        kept = (upper.clamp(max=1 - trim) - (upper - weight).clamp(min=trim)).clamp_(min=0)
+        kept = upper.clamp(max=1 - trim) - (upper - weight).clamp(min=trim)
+        # What rounding leaves of a row that is trimmed whole would let 1e30 through.
+        kept = kept.masked_fill(kept <= 1e-12 + 1e-9 * weight, 0.0)
         kept /= kept.sum(1, keepdim=True)
         parts.append((part.gather(1, order).double() * kept).sum(1).to(wide))
     return torch.cat(parts)

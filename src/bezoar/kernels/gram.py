@@ -91,7 +91,7 @@ def squared_norms(matrix: Matrix) -> Tensor:
     unsure = (~((total > SAFE[0]) & (total < SAFE[1]))).nonzero().flatten()
     if wide == torch.float32 and len(unsure):
         total[unsure] = 0.0
-        for start, stop in ranges(d, NORM_CHUNK):
+        for start, stop in ranges(d, max(1, NORM_CHUNK * 8 // len(unsure))):
             total[unsure] += matrix.part(start, stop, unsure).double().square_().sum(1)
     return total
 

@@ -24,8 +24,8 @@ def as_updates(updates: Any) -> tuple[Updates, Restore]:
     """Read an ``Updates``, a tensor or array [n, d], a list of vectors or a list of name -> tensor mappings.
 
     Returns the updates and a function that brings a result back to the caller's kind. The input is never changed.
-    In a list, names, shapes and types are those of the majority; a row that differs counts as not finite and is
-    excluded with the reason, as any other row a malicious client may send.
+    In a list, names and shapes are those of the majority; a row that differs in them counts as not finite and is
+    excluded with the reason, as any other row a malicious client may send. The type is the most frequent one.
 
     Raises:
         ConfigError: no updates, or no such kind.
@@ -48,12 +48,17 @@ def as_updates(updates: Any) -> tuple[Updates, Restore]:
 
 
 def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
-    """The array as a tensor, copied only where torch can not share it (foreign byte order)."""
-    native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    """The array as a tensor, copied only where torch can not share it (foreign byte order, negative strides)."""
+    native = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if any(stride < 0 or stride % native.itemsize for stride in native.strides):
+        native = native.copy()
     with warnings.catch_warnings():
         # Nothing here writes into the caller's numbers; a memory-mapped file must not be copied for that.
         warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
-        return torch.from_numpy(native)
+        try:
+            return torch.from_numpy(native)
+        except TypeError:
+            raise ConfigError(f"updates must be numbers that torch has, got an array of {array.dtype}") from None
 
 
 def _floating(values: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ def _tensor(value: Any) -> Tensor | None:
     """``value`` as a real tensor, None if it is none."""
     try:
         tensor = _from_numpy(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (ConfigError, TypeError, ValueError, RuntimeError):
         return None
     return None if tensor.is_complex() else tensor.detach()
 
@@ -83,9 +88,11 @@ def _majority(signatures: Sequence[Hashable]) -> Hashable:
 
 def _vectors(rows: list[Any]) -> tuple[Updates, Restore]:
     tensors = [None if isinstance(row, Mapping) else _tensor(row) for row in rows]
-    wanted = _majority([None if t is None or t.ndim != 1 else (len(t), t.dtype) for t in tensors])
-    assert isinstance(wanted, tuple)
-    d, kind = wanted
+    # The length first: a type can be converted, and must not split the honest rows into minorities.
+    d = _majority([None if t is None or t.ndim != 1 else len(t) for t in tensors])
+    assert isinstance(d, int)
+    kind = _majority([t.dtype if t is not None and t.shape == (d,) else None for t in tensors])
+    assert isinstance(kind, torch.dtype)
     numpy = sum(isinstance(row, np.ndarray) for row in rows) * 2 > len(rows)
     dtype = kind if kind.is_floating_point else torch.get_default_dtype()
     if d == 0:
@@ -101,25 +108,27 @@ def _vectors(rows: list[Any]) -> tuple[Updates, Restore]:
     return RowUpdates(kept, dtype, flaws=flaws), restore
 
 
-def _read_mapping(row: Any) -> dict[str, Tensor] | None:
+def _read_mapping(row: Any) -> dict[Any, Tensor] | None:
     if not isinstance(row, Mapping):
         return None
-    tensors = {str(name): _tensor(value) for name, value in row.items()}
+    tensors = {name: _tensor(value) for name, value in row.items()}
     return None if any(t is None for t in tensors.values()) else {n: t for n, t in tensors.items() if t is not None}
 
 
 def _mappings(rows: list[Any]) -> tuple[Updates, Restore]:
     read = [_read_mapping(row) for row in rows]
-    shapes = [None if row is None else tuple(sorted((name, tuple(t.shape)) for name, t in row.items())) for row in read]
+    shapes = [
+        None if row is None else tuple(sorted((repr(name), tuple(t.shape)) for name, t in row.items())) for row in read
+    ]
     wanted = _majority(shapes)
     members = [i for i, shape in enumerate(shapes) if shape == wanted]
     first = read[members[0]]
     assert first is not None
     names = list(first)
     segments, start = [], 0
-    kinds: dict[str, torch.dtype] = {}
+    kinds: dict[Any, torch.dtype] = {}
     for name in names:
-        segments.append(Segment(name, start, start + first[name].numel(), tuple(first[name].shape)))
+        segments.append(Segment(str(name), start, start + first[name].numel(), tuple(first[name].shape)))
         start += first[name].numel()
         kinds[name] = Counter(row[name].dtype for row in (read[i] for i in members) if row).most_common(1)[0][0]
     layout: Layout = tuple(segments)
@@ -140,10 +149,10 @@ def _mappings(rows: list[Any]) -> tuple[Updates, Restore]:
     flaws = {i: "other names or shapes than the majority" for i, row in enumerate(pieces) if row is None}
 
     def unpack(vector: Tensor) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for segment in layout:
-            value = vector[segment.start : segment.stop].reshape(segment.shape).to(kinds[segment.name])
-            out[segment.name] = value.numpy() if numpy[segment.name] else value
+        out: dict[Any, Any] = {}
+        for name, segment in zip(names, layout, strict=True):
+            value = vector[segment.start : segment.stop].reshape(segment.shape).to(kinds[name])
+            out[name] = value.numpy() if numpy[name] else value
         return out
 
     def restore(result: Tensor) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Layout
-from bezoar.updates.held import HeldUpdates, RowUpdates
+from bezoar.updates.held import ChosenUpdates, HeldUpdates, weighted_sum
 
 
 class DenseUpdates(HeldUpdates):
@@ -39,19 +39,17 @@ class DenseUpdates(HeldUpdates):
         return self.values[:, start:stop] if rows is None else self.values[rows, start:stop]
 
     def combine(self, weights: Tensor) -> Tensor:
-        if self.values.is_floating_point() and self.dtype.itemsize >= 4 and int((weights != 0).sum()) * 2 > len(self):
-            return weights.to(self.device, self.dtype) @ self.values
+        dense = int((weights != 0).sum()) * 2 > weights.numel()
+        if dense and self.dtype.itemsize >= 4:
+            return weighted_sum(weights.to(self.device, self.dtype), self.values)
         return super().combine(weights)
 
     def columns(self, index: Tensor) -> Tensor:
         return self.values[:, index]
 
-    def select(self, rows: Tensor) -> RowUpdates:
-        """Views of the chosen rows: nothing is copied."""
-        chosen = [[self.values[i]] for i in rows.tolist()]
-        clients = self._clients[rows.to(self._clients.device)]
-        flaws = {new: self._flaws[old] for new, old in enumerate(rows.tolist()) if old in self._flaws}
-        return RowUpdates(chosen, self.dtype, clients, self._layout, flaws)
+    def select(self, rows: Tensor) -> ChosenUpdates:
+        """The chosen rows without a copy."""
+        return ChosenUpdates(self, rows)
 
     def materialise(self) -> Tensor:
         return self.values

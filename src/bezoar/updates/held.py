@@ -12,6 +12,9 @@ from bezoar.errors import ConfigError
 from bezoar.kernels.gram import CHUNK, SAFE, gram, ranges, squared_distances, squared_norms
 from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Needs, Updates, column_ranges
 
+#: So many rows are added up in float32 at most.
+ROWS = 256
+
 
 class HeldUpdates(Updates):
     """All answers from reading ranges of columns; subclasses say how to read one."""
@@ -92,13 +95,42 @@ class HeldUpdates(Updates):
         d = self.shape[1]
         answer = torch.empty(*weights.shape[:-1], d, dtype=self.dtype, device=self.device)
         for start, stop in ranges(d, CHUNK):
-            answer[..., start:stop] = weights @ self.part(start, stop, rows).to(wide)
+            answer[..., start:stop] = weighted_sum(weights, self.part(start, stop, rows).to(wide))
         return answer
 
     def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
         n, d = self.shape
         for start, stop in column_ranges(n, d, self.dtype.itemsize, max_bytes):
             yield Block(start, stop, self.part(start, stop))
+
+
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """``weights`` [n] or [k, n] times ``values`` [n, w]; the sums of many rows are added up in float64."""
+    if values.dtype == torch.float64 or len(values) <= ROWS:
+        return weights @ values
+    total: Tensor | float = 0.0
+    for some, part in zip(torch.split(weights, ROWS, dim=-1), torch.split(values, ROWS), strict=True):
+        total = total + (some @ part).double()
+    return torch.as_tensor(total).to(values.dtype)
+
+
+class ChosenUpdates(HeldUpdates):
+    """Some rows of other updates, in a given order; the others are never read and nothing is copied."""
+
+    def __init__(self, base: HeldUpdates, rows: Tensor) -> None:
+        clients = base.clients[rows.to(base.clients.device)]
+        flaws = {new: base.flaws[old] for new, old in enumerate(rows.tolist()) if old in base.flaws}
+        super().__init__((len(rows), base.shape[1]), base.dtype, base.device, clients, base.layout, flaws)
+        self._base, self._rows = base, rows.to(base.device)
+
+    def part(self, start: int, stop: int, rows: Tensor | None = None) -> Tensor:
+        return self._base.part(start, stop, self._rows if rows is None else self._rows[rows.to(self._rows.device)])
+
+    def columns(self, index: Tensor) -> Tensor:
+        return self._base.columns(index)[self._rows]
+
+    def select(self, rows: Tensor) -> ChosenUpdates:
+        return ChosenUpdates(self._base, self._rows[rows.to(self._rows.device)])
 
 
 class RowUpdates(HeldUpdates):

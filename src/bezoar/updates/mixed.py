@@ -103,10 +103,12 @@ class Mixed(Updates):
         products += norms[c] * mass[:, None] * mass
         distances, size = between(products), products.diagonal().abs()
         same = (matrix[:, None] == matrix[None]).all(2)
-        near = (distances < NEAR * (size[:, None] + size[None, :])) & ~same
+        # Norms of float32 rows have seven digits, and differences in mass multiply what they lack.
+        error = 1e-6 * norms[c] * (mass[:, None] - mass).abs() * matrix.abs().sum(1).max()
+        near = (distances < NEAR * (size[:, None] + size[None, :]) + 1e2 * error) & ~same
         distances = distances.masked_fill(same, 0.0)
         if isinstance(root, HeldUpdates):
-            measure_again(_Differences(root, matrix), root.shape[1], distances, near)
+            measure_again(_Differences(root, matrix, c), root.shape[1], distances, near)
         elif near.any():
             distances = refine_distances(distances, size, self)
         return distances
@@ -131,7 +133,7 @@ class Mixed(Updates):
 
     def select(self, rows: Tensor) -> Updates:
         if self.scales_rows:
-            return Mixed(self.base.select(rows), self.matrix[rows])
+            return Mixed(self.base.select(rows), self.matrix[rows], self._clients[rows.cpu()])
         return Mixed(self.base, self.matrix[rows], self._clients[rows.cpu()])
 
 
@@ -144,13 +146,19 @@ def _mix(matrix: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Differences:
-    """Mixed rows minus the first of them, subtracted before they are mixed."""
+    """Mixed rows minus the first of them, from the root's rows minus its row ``centre``.
+
+    Rows far from zero but close together differ in digits that a product with rounded weights would lose.
+    """
 
     root: HeldUpdates
     matrix: Tensor
+    centre: int
 
     def __call__(self, start: int, stop: int, rows: Tensor) -> Tensor:
         values = self.root.part(start, stop)
         wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        values = values.to(wide)
         weights = self.matrix[rows] - self.matrix[rows[0]]
-        return weights.to(wide) @ values.to(wide)
+        common = values[self.centre]
+        return weights.to(wide) @ (values - common) + weights.sum(1).to(wide)[:, None] * common
