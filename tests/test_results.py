@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from bezoar.reports import comparison_table, load
+from bezoar.reports import comparison_table, load, matrix_table
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(path.parent for path in ROOT.glob("results/*/comparison.json"))
 
 
 def test_there_are_results() -> None:
-    assert [folder.name for folder in FOLDERS] == ["fashion-mnist-cross-device", "fashion-mnist-long-run"]
+    names = ["fashion-mnist-cross-device", "fashion-mnist-long-run", "rules-vs-attacks"]
+    assert [folder.name for folder in FOLDERS] == names
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -31,7 +32,8 @@ def test_records_are_complete_and_say_how_they_were_made(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("page", "folder"),
-    [("README.md", "fashion-mnist-cross-device")] + [("results/README.md", folder.name) for folder in FOLDERS],
+    [("README.md", "fashion-mnist-cross-device")]
+    + [("results/README.md", name) for name in ("fashion-mnist-cross-device", "fashion-mnist-long-run")],
 )
 def test_pages_quote_the_records(page: str, folder: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -55,3 +57,13 @@ def test_benchmark_page_quotes_the_records() -> None:
         (record,) = json.loads((ROOT / "benchmarks" / "results" / f"round-{name}-cpu.json").read_text())
         for subject in ("clip+mean", "sparsefed"):
             assert f"**{record['subjects'][subject]['ratio']:.3f}**" in text
+
+
+def test_the_guide_quotes_the_matrix() -> None:
+    text = (ROOT / "docs" / "which-rule.md").read_text(encoding="utf-8")
+    table = matrix_table(load(ROOT / "results" / "rules-vs-attacks"))
+    assert table is not None
+    rows = list(table.shown())
+    assert len(rows) == 19
+    for row in rows:
+        assert f"| {' | '.join(row)} |" in text

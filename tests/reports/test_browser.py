@@ -86,8 +86,9 @@ def test_reads_without_scripts(chromium: Browser, page: Path) -> None:
 
 def test_a_click_sorts_by_number(chromium: Browser, tmp_path: Path) -> None:
     chromium.open(write_report(two_by_two(tmp_path)), 1280)
-    chromium.evaluate("document.querySelectorAll('th')[5].click()")
-    order = "[...document.querySelector('tbody').rows].map(row => row.cells[0].textContent).join()"
+    table = "[...document.querySelectorAll('table')].find(t => t.rows[0].cells[0].textContent.trim() === '#')"
+    chromium.evaluate(f"{table}.querySelectorAll('th')[5].click()")
+    order = f"[...{table}.querySelector('tbody').rows].map(row => row.cells[0].textContent).join()"
     assert chromium.evaluate(order) == "3,4,1,2"
-    chromium.evaluate("document.querySelectorAll('th')[5].click()")
+    chromium.evaluate(f"{table}.querySelectorAll('th')[5].click()")
     assert chromium.evaluate(order) == "2,1,4,3"

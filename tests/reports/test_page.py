@@ -65,9 +65,9 @@ def test_the_report_of_a_comparison(tmp_path: Path) -> None:
     assert file == tmp_path / "out" / "report.html"
     page = assert_self_contained(file.read_text(encoding="utf-8"))
     assert page.headings == [
-        "Results at the final round",
         "Test accuracy by defence and attack at the final round, in %",
         "Attack accuracy by defence and attack at the final round, in %",
+        "Results at the final round",
         "Mean and worst over attacks",
         "Accuracy over the rounds",
         "What a defence costs and what it buys",

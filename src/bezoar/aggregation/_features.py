@@ -11,6 +11,7 @@ from bezoar import seeding
 from bezoar.aggregation.base import COLUMN_BYTES
 from bezoar.errors import ConfigError, UnsupportedError
 from bezoar.updates.base import Layout, Segment, Updates
+from bezoar.updates.mixed import Mixed
 
 Features = Literal["projection", "last-layer", "full"]
 
@@ -24,6 +25,22 @@ def cosines(gram: Tensor) -> Tensor:
     inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
     similar = (gram * inverse[:, None] * inverse).clamp(-1.0, 1.0)
     return ((similar + similar.T) / 2).fill_diagonal_(1.0)
+
+
+def cosine_distances(rows: Updates) -> Tensor:
+    """One minus the cosine similarities [n, n], with all digits also where rows nearly have the same direction.
+
+    Half the squared distances of the rows scaled to one length. A zero row is at distance 1 from all but itself.
+    """
+    norms = rows.squared_norms().sqrt()
+    zero = norms <= 0
+    unit = Mixed(rows, torch.where(zero, torch.zeros_like(norms), 1 / norms))
+    distances = unit.squared_distances() / 2
+    if not torch.isfinite(distances).all():
+        # Rows so short that the factor is no float32.
+        distances = torch.where(torch.isfinite(distances), distances, 1 - cosines(rows.gram()))
+    distances = distances.masked_fill(zero[:, None] | zero, 1.0)
+    return distances.clamp(max=2.0).fill_diagonal_(0.0)
 
 
 def row_cosines(features: Tensor) -> Tensor:

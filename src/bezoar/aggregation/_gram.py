@@ -21,6 +21,9 @@ from bezoar.updates.stacked import Stacked
 #: Values that differ by less than this share are equal up to rounding; the first of them wins.
 TIE = 1e-12
 
+#: The same for what comes from float32 products (also those of narrower rows).
+TIE_SINGLE = 1e-6
+
 #: Rows closer to a vector than this share of the squared norms are measured from their difference.
 NEAR = 1e-2
 
@@ -41,6 +44,11 @@ def normalised(distances: Tensor) -> Tensor:
     half = torch.tensor(-(exponent // 2))
     rest = torch.tensor(-(exponent - exponent // 2))
     return torch.ldexp(torch.ldexp(distances, half), rest)
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The share by which values from rows of ``dtype`` may differ by rounding alone."""
+    return TIE if dtype == torch.float64 else TIE_SINGLE
 
 
 def typical_row(distances: Tensor) -> int:

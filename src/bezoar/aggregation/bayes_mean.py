@@ -27,7 +27,8 @@ class BayesMean(Weighting):
         \theta = \frac{\sum_i \pi_i x_i}{\sum_i \pi_i},\quad
         \sigma^2 = \frac{\sum_i \pi_i \|x_i - \theta\|^2}{\sum_i \pi_i}
 
-    Repeated until no probability moves by more than ``tolerance``, from theta at the row with the least median
+    Repeated until no probability moves by more than ``tolerance``, or ``max_iterations`` times and then stopped without
+    a word, from theta at the row with the least median
     distance to all rows (the first of several), sigma^2 the median squared distance from it and an epsilon of 0.05.
     Unguarded, sigma^2 shrinks until one row is left; so sigma^2 stays at or above half its first value and epsilon
     at or below one half. Where more than half of the rows are equal, the first sigma^2 is zero and

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._features import clip_factors, cosines, median
+from bezoar.aggregation._features import clip_factors, cosine_distances, median
 from bezoar.aggregation.base import Aggregate, Context, Rule, State
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
@@ -56,7 +56,7 @@ class ClippedClustering(Rule):
         seen = norms.cpu()
         past = state.get("norms", seen[:0])
         seen = torch.cat([past, seen])[-max(self.history, len(seen)) :]
-        kept = self._larger_cluster(1 - cosines(rows.gram())).to(rows.device)
+        kept = self._larger_cluster(cosine_distances(rows)).to(rows.device)
         weights = kept * clip_factors(norms, float(median(seen))) / kept.sum(dtype=torch.float64)
         why = "in the smaller cluster of directions"
         excluded = dict.fromkeys((~kept).nonzero().flatten().tolist(), why)

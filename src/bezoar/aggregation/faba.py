@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from bezoar.aggregation._gram import uniform
+from bezoar.aggregation._gram import rounding, uniform
 from bezoar.aggregation.base import Aggregate, Context, Rule, State
 from bezoar.updates.base import Needs, Updates
 
@@ -20,7 +20,8 @@ class FABA(Rule):
         F(x) = \bar x_T
 
     The farthest from the mean is the one with the largest sum of squared distances to the others, so no mean is ever
-    formed. Ties go to the lowest row. With f = 0 it is the mean.
+    formed. Of equally far rows the lowest is dropped; sums count as equal if they differ by less than 1e-12 of the
+    largest, 1e-6 if the rows are not float64. With f = 0 it is the mean.
 
     Tolerates: f <= (n-1)/3.
     Cost: one Gram matrix, O(n^2 d), and O(f n^2).
@@ -41,12 +42,13 @@ class FABA(Rule):
 
     def _run(self, rows: Updates, state: State, context: Context, generator: object) -> Aggregate:
         distances = rows.squared_distances()
+        tie = rounding(rows.dtype)
         left = torch.ones(len(rows), dtype=torch.bool, device=distances.device)
         excluded: dict[int, str] = {}
         for place in range(self.f):
             # Added up anew every time: taking the dropped row's distances off again would leave their rounding.
             sums = (distances @ left.double()).masked_fill(~left, -1.0)
-            farthest = int((sums == sums.max()).nonzero()[0])
+            farthest = int((left & (sums >= sums.max() * (1 - tie))).nonzero()[0])
             left[farthest] = False
             excluded[farthest] = f"farthest from the mean of {len(rows) - place} rows"
         weights = uniform(len(rows), left.nonzero().flatten())

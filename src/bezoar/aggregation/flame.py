@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._features import clip_factors, cosines, median
+from bezoar.aggregation._features import clip_factors, cosine_distances, median
 from bezoar.aggregation.base import Aggregate, Context, Rule, State, draws
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
@@ -51,7 +51,7 @@ class FLAME(Rule):
             raise ConfigError(f"FLAME: noise must be a number >= 0, got {self.noise!r}")
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
-        admitted = majority_cluster(1 - cosines(rows.gram())).to(rows.device)
+        admitted = majority_cluster(cosine_distances(rows)).to(rows.device)
         norms = rows.squared_norms().sqrt()
         typical = median(norms)
         weights = admitted * clip_factors(norms, typical) / admitted.sum(dtype=torch.float64)

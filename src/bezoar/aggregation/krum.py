@@ -48,7 +48,8 @@ class Krum(Weighting):
     Variants: ``"blanchard"`` counts n-f-2 others and needs n >= 2f+3; ``"byzfl"`` counts n-f-1 others and needs
     n >= 2f+1; ``"sparsefed"`` counts n-f-3 others, unsquared, and needs n >= f+4. Ties go to the lowest row.
 
-    Tolerates: f <= (n-3)/2 ("blanchard"), (n-1)/2 ("byzfl"), n-4 ("sparsefed").
+    Tolerates: f <= (n-3)/2 ("blanchard"), (n-1)/2 ("byzfl"). "sparsefed" accepts f <= n-4 but withstands no more
+        than (n-3)/2 bad rows: with a larger f so few others count that as many copies of one row win.
     Cost: one Gram matrix, O(n^2 d).
     Constant: 6 (1 + f/(n-2f)), published for "byzfl"; none known for the others.
     Peers: ByzFL counts n-f-1 others (variant "byzfl"); Blades sums fourth powers over n-f-2; FLPoison sums unsquared
@@ -69,6 +70,11 @@ class Krum(Weighting):
 
     def largest_f(self, n: int) -> int:
         return largest_krum_f(n, self.variant)
+
+    def withstands(self, n: int) -> int:
+        # With a larger f than this the bad rows alone are company enough for each other.
+        known = super().withstands(n)
+        return min(known, (n - 3) // 2) if self.variant == "sparsefed" else known
 
     def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
         if self.variant != "byzfl":

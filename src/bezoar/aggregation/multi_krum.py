@@ -24,7 +24,8 @@ class MultiKrum(Rule):
     m is n-f unless given; with m = 1 it is Krum. Rows are scored once, not again after each pick. The variants are
     those of Krum: they differ in the number of neighbours that count. Ties go to the lowest row.
 
-    Tolerates: f <= (n-3)/2 ("blanchard"), (n-1)/2 ("byzfl"), n-4 ("sparsefed").
+    Tolerates: f <= (n-3)/2 ("blanchard"), (n-1)/2 ("byzfl"). "sparsefed" accepts f <= n-4 but withstands no more
+        than (n-3)/2 bad rows: with a larger f so few others count that as many copies of one row win.
     Cost: one Gram matrix, O(n^2 d).
     Constant: 4f/(n-2f) for "byzfl" with m = n-f, unverified (consistent with numerical search); none known otherwise.
     Peers: ByzFL has m = n-f and counts n-f-1 others (variant "byzfl"); Blades sums fourth powers and picks one row
@@ -59,7 +60,9 @@ class MultiKrum(Rule):
             )
 
     def withstands(self, n: int) -> int:
-        return super().withstands(n) if self.m is None else max(min(super().withstands(n), n - self.m), 0)
+        known = super().withstands(n) if self.m is None else max(min(super().withstands(n), n - self.m), 0)
+        # With a larger f than this the bad rows alone are company enough for each other.
+        return min(known, (n - 3) // 2) if self.variant == "sparsefed" else known
 
     def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
         if self.variant != "byzfl" or (self.m is not None and self.m != n - f) or 2 * f >= n:

@@ -14,6 +14,7 @@ from bezoar.aggregation._gram import (
     distances_from_vector,
     inner_products,
     mask,
+    rounding,
     typical_row,
     uniform,
 )
@@ -24,8 +25,11 @@ from bezoar.updates.base import Needs, Updates
 
 
 def _mean_of_nearest(rows: Updates, distances: Tensor, count: int) -> Aggregate:
-    """The mean of the ``count`` rows of least squared ``distances`` [n], ties to the lowest."""
-    chosen = distances.sort(stable=True).indices[:count]
+    """The mean of the ``count`` rows of least squared ``distances`` [n], ties up to rounding to the lowest."""
+    last = distances.sort().values[count - 1]
+    tied = (distances - last).abs() <= rounding(rows.dtype) * last
+    # Surely nearer rows first, then the tied ones in their order.
+    chosen = (tied.double() + 2 * ((distances > last) & ~tied)).sort(stable=True).indices[:count].sort().values
     weights = uniform(len(rows), chosen)
     return Aggregate(rows.combine(weights), weights=weights, scores=distances, selected=mask(len(rows), chosen))
 

@@ -30,8 +30,9 @@ class SignGuard(Rule):
         K = \{i : L \le \|x_i\| / M \le R\} \cap C
 
     C is the largest cluster (first row wins ties) of the shares of positive, zero and negative entries on a random
-    ``share`` of the coordinates. ``"meanshift"`` takes as bandwidth the mean distance to the n/2 nearest rows, at
-    least one entry's share; ``"dbscan"`` a radius of 0.05 and 3 rows for a core point. Bandwidth, radius and company
+    ``share`` of the coordinates, of at least 100 (or all, if there are fewer). ``"meanshift"`` takes as bandwidth the
+    mean over the rows of the distance to the floor(n/2)-th nearest row, itself counted as the first, at least one
+    entry's share; ``"dbscan"`` a radius of 0.05 and 3 rows for a core point. Bandwidth, radius and company
     are recalled from the authors' code: unverified. If no cluster is found, C is all rows; if C holds no row of
     usual norm, the rows of usual norm are averaged, and if there are none either, all: never an empty set.
 

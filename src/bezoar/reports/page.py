@@ -110,9 +110,9 @@ def _parts(g: Grid) -> Iterable[str]:
     yield f'<p class="kicker">{"Run" if c.single else "Comparison"} · bezoar</p><h1>{escape(c.name)}</h1>'
     yield f"<p>{escape(c.description)}</p>" if c.description else ""
     yield f'<p class="summary">{escape(" ".join(words.summary(g)))}</p>'
-    yield _table_section(g, comparison_table(g), "Results at the final round")
     for targeted in (False, True):
         yield _table_section(g, matrix_table(g, targeted))
+    yield _table_section(g, comparison_table(g), "Results at the final round")
     yield _table_section(g, over_attacks_table(g))
     yield _missing(g.missing, c)
     for name in ("curves", "plane", "distances", "timing"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from bezoar.reports.estimates import CONFIDENCE, Estimate
@@ -71,7 +72,8 @@ def _undefended(g: Grid, targeted: list[Row], attacked: list[Row]) -> list[str]:
     where = _where(g, row, bare)
     quiet = calm[0].test_accuracy_clean if len(calm) == 1 else None
     before = f", against {percent(quiet)} unattacked" if quiet is not None else ""
-    return [f"Without a defence (“{name}”) the attack{where} left a test accuracy of {percent(estimate)}{before}."]
+    done = "made training diverge" if math.isnan(estimate.mean) else f"left a test accuracy of {percent(estimate)}"
+    return [f"Without a defence (“{name}”) the attack{where} {done}{before}."]
 
 
 def _where(g: Grid, row: Row, rows: list[Row]) -> str:
