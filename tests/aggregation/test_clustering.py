@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bezoar.aggregation import _features
 from bezoar.aggregation.base import Context, Rule
 from bezoar.aggregation.clipped_clustering import ClippedClustering
 from bezoar.aggregation.flame import FLAME
@@ -262,3 +263,37 @@ def test_parameters_are_checked() -> None:
     ):
         with pytest.raises(ConfigError):
             build()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tight_clusters_far_from_zero_keep_their_digits(dtype: torch.dtype) -> None:
+    for seed in range(20):
+        # Norm 1e3, spread 1e-4 a coordinate: 1 - cosine is about 1e-12, far below the rounding of a float32 product.
+        values = 1e3 / 50**0.5 + 1e-4 * rows(9, 50, seed)
+        values[8, :25] += 0.05
+        given_rows = values.to(dtype)
+        assert not FLAME(noise=0.0).aggregate(given_rows).selected[8]
+        assert list(ClippedClustering().aggregate(given_rows).excluded) == [8]
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(2, 9), seed=st.integers(0, 2**31), spread=st.sampled_from([1.0, 1e-2, 1e-4]))
+def test_cosine_distances_have_digits_whatever_the_norms(n: int, seed: int, spread: float) -> None:
+    values = (rows(1, 40, seed) + spread * rows(n, 40, seed + 1)) * (1 + 3 * rows(n, 1, seed + 2).abs())
+    values[0] = values[1] * 4
+    for dtype, size in ((torch.float32, 1e3), (torch.float32, 1e-30), (torch.float64, 1e30), (torch.float64, 1e-30)):
+        table = (values * size).to(dtype)
+        unit = table.double().numpy() / np.linalg.norm(table.double().numpy(), axis=1, keepdims=True)
+        expected = ((unit[:, None] - unit) ** 2).sum(2) / 2
+        found = _features.cosine_distances(DenseUpdates(table)).numpy()
+        # Rounding of the rows themselves is 1e-7 of them.
+        np.testing.assert_allclose(found, expected, rtol=2e-2 if dtype == torch.float32 else 1e-6, atol=1e-13)
+
+
+def test_a_zero_row_is_at_right_angles_to_all() -> None:
+    table = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [-2.0, 0.0], [1e-44, 2e-44], [1e-44, 2e-44]])
+    found = _features.cosine_distances(DenseUpdates(table))
+    assert found[0].tolist() == [0, 1, 1, 1, 1, 1]
+    assert found[1].tolist()[:4] == [1, 0, 1, 2]
+    assert found[4, 5] == 0
+    assert torch.isfinite(found).all()

@@ -13,6 +13,7 @@ from bezoar.aggregation.bayes_mean import BayesMean
 from bezoar.aggregation.caf import CAF
 from bezoar.aggregation.faba import FABA
 from bezoar.aggregation.filter_l2 import FilterL2
+from bezoar.aggregation.nearest import CVA, MoNNA
 from bezoar.errors import ConfigError
 
 GOLDEN = torch.tensor([[1.0, 2.0], [2.0, 1.0], [3.0, 3.0], [2.0, 2.0], [100.0, -100.0]])
@@ -212,6 +213,28 @@ def test_the_bayes_mean_of_a_tied_majority_is_that_majority() -> None:
 def test_the_bayes_mean_does_not_shrink_to_one_row() -> None:
     weights = BayesMean().aggregate(rows(30, 200)).weights
     assert float(weights.max()) < 1.5 / 30
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.1, 1 / 3, 0.7, 1.0])
+def test_ties_up_to_rounding_go_to_the_lowest_row(dtype: torch.dtype, size: float) -> None:
+    # All rows are equally far from each other and from their median.
+    table = (torch.eye(8, dtype=torch.float64) * size).to(dtype)
+    dropped = FABA(f=2).aggregate(table)
+    assert list(dropped.excluded) == [0, 1]
+    assert dropped.selected.tolist() == [False] * 2 + [True] * 6
+    assert CVA(f=3).aggregate(table).selected.tolist() == [True] * 5 + [False] * 3
+    assert MoNNA(f=3, trusted=6).aggregate(table).selected.nonzero().flatten().tolist() == [0, 1, 2, 3, 6]
+
+
+def test_what_differs_by_more_than_rounding_is_no_tie() -> None:
+    for dtype, gap in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        table = torch.eye(8, dtype=torch.float64)
+        table[5] *= 1 + gap
+        assert list(FABA(f=1).aggregate(table.to(dtype)).excluded) == [5]
+        table[5] *= (1 - gap) / (1 + gap)
+        near = MoNNA(f=3, trusted=7).aggregate(table.to(dtype)).selected.nonzero().flatten().tolist()
+        assert near == [0, 1, 2, 5, 7]
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,24 @@ def test_the_unverified_constant_is_not_exceeded_on_two_point_sets() -> None:
     assert MultiKrum(f=f, m=2, variant="byzfl").constants(n, f, f) == ()
 
 
+@pytest.mark.parametrize("n", [4, 5, 7, 10, 11, 12, 21])
+def test_sparsefeds_variant_withstands_fewer_copies_than_it_accepts(n: int) -> None:
+    bad = (n - 3) // 2
+    for build in (Krum, MultiKrum):
+        assert build(f=n - 4, variant="sparsefed").withstands(n) == bad  # type: ignore[operator]
+        values = rows(n)
+        values[:bad] = 1e3
+        assert build(f=bad, variant="sparsefed")(values).norm() < 20  # type: ignore[operator]
+    assert MultiKrum(f=0, m=n, variant="sparsefed").withstands(n) == 0
+    # What the largest f is worth: copies that are company enough for each other win.
+    if n >= 5:
+        values = rows(n)
+        values[: n // 2] = 1e3
+        assert Krum(f=n - 4, variant="sparsefed")(values).norm() > 1e3
+    assert Krum(f=0).withstands(n) == (n - 3) // 2
+    assert Krum(f=0, variant="byzfl").withstands(n) == (n - 1) // 2
+
+
 @pytest.mark.parametrize(
     ("build", "n", "message"),
     [

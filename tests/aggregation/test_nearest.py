@@ -162,7 +162,7 @@ def test_a_pivot_keeps_its_memory_and_reads_the_context() -> None:
 def test_constants_follow_from_the_pivots() -> None:
     rule = CVA(f=2, pivot=TrimmedMean(f=2))
     (known,) = rule.constants(9, 2, 1)
-    assert known.value == pytest.approx(8 / 7 * (1 + 2 / 5))
+    assert known.value == pytest.approx(8 / 7 * (1 + 2 / 6))
     assert known.source == "proved"
     assert CVA(f=3, pivot=TrimmedMean(f=2)).constants(9, 3, 3) == ()
     assert CVA(f=2).constants(9, 2, 2)[0].source == "published"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bezoar import seeding
+from bezoar.aggregation._gram import rounding
 from bezoar.aggregation.base import COLUMN_BYTES
 from bezoar.errors import ConfigError, UnsupportedError
 from bezoar.updates.base import Layout, Segment, Updates
@@ -30,17 +31,22 @@ def cosines(gram: Tensor) -> Tensor:
 def cosine_distances(rows: Updates) -> Tensor:
     """One minus the cosine similarities [n, n], with all digits also where rows nearly have the same direction.
 
-    Half the squared distances of the rows scaled to one length. A zero row is at distance 1 from all but itself.
+    Half the squared distances of the rows scaled to one length: (|x - y|^2 - (|x| - |y|)^2) / (2 |x| |y|), and where
+    rounding of the norms would show in that, measured anew. A zero row is at distance 1 from all but itself.
     """
-    norms = rows.squared_norms().sqrt()
+    norms, squares, tie = rows.squared_norms().sqrt(), rows.squared_distances(), rounding(rows.dtype)
     zero = norms <= 0
-    unit = Mixed(rows, torch.where(zero, torch.zeros_like(norms), 1 / norms))
-    distances = unit.squared_distances() / 2
-    if not torch.isfinite(distances).all():
-        # Rows so short that the factor is no float32.
-        distances = torch.where(torch.isfinite(distances), distances, 1 - cosines(rows.gram()))
-    distances = distances.masked_fill(zero[:, None] | zero, 1.0)
-    return distances.clamp(max=2.0).fill_diagonal_(0.0)
+    inverse = torch.where(zero, torch.zeros_like(norms), 1 / norms)
+    longer = norms[:, None] - norms
+    apart = (squares - longer.square()).clamp(min=0)
+    distances = apart * inverse[:, None] * inverse / 2
+    unsure = apart < 100 * tie * (longer.abs() * (norms[:, None] + norms) + tie * norms[:, None] * norms)
+    unsure &= squares > 0
+    if unsure.any():
+        exact = Mixed(rows, inverse).squared_distances() / 2
+        # Not finite for rows so short that the factor is no float32.
+        distances = torch.where(unsure & torch.isfinite(exact), exact, distances)
+    return distances.masked_fill(zero[:, None] | zero, 1.0).clamp(max=2.0).fill_diagonal_(0.0)
 
 
 def row_cosines(features: Tensor) -> Tensor:

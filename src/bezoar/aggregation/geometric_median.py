@@ -15,7 +15,10 @@ from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
 
 #: Rows whose sum of distances exceeds the least one by at most this share are asked whether they are medians.
-NEARLY = 1e-6
+NEARLY = 1e-5
+
+#: Pulls of other rows, sums over them, are compared up to this many times what single values lose by rounding.
+PULL = 10
 
 #: Multiples of the identity that are tried in turn until rounding leaves the Hessian positive.
 RIDGES = tuple(1 + 10.0**power for power in range(-15, 1, 3))
@@ -37,17 +40,20 @@ class GeometricMedian(Rule):
     A row is the median if the others do not pull harder than its own weight. If none is, the step of Vardi and Zhang
     leads away from the row with the least sum of distances, and Newton's steps in the space of the n weights follow,
     each as far as the sum decreases; the last step is Weiszfeld's. So the answer is the median itself, not that of a
-    smoothed sum, as exactly as the squared distances tell: in float64 to about 1e-9 of the usual distance, also with
-    nearly collinear rows and far outliers. It stops when a step of Newton's is below ``tolerance``; after
-    ``max_iterations`` steps, or where rounding hides the way down, without a word at the best point so far. A row
-    nearer than ``smoothing`` is the answer. Both are shares of the median distance of the rows from the answer.
+    smoothed sum, as exactly as the squared distances tell: in float64 to about 1e-8 of the usual distance, also with
+    far outliers and with rows within 1e-3 of a line (1e-6 of it with rows within 1e-4). It stops when a step of
+    Newton's is below ``tolerance``; after ``max_iterations`` steps, or where rounding hides the way down, without a
+    word at the best point so far. A row nearer than ``smoothing`` is the answer. Both are shares of the median
+    distance of the rows from the answer.
+
     Where the median is not unique (rows on a line) it is the mean of the rows that are medians, copies of a row
-    counted once. Pulls are compared up to 1e-12 of the sum of weights, 1e-6 if the rows are not float64: so rows that
-    are about 1e-6 (1e-3) of their distances off a line count as on it. ``weighted=True`` takes alpha from
-    ``Context.client_weights`` (RFA); otherwise alpha is 1/n.
+    counted once. Pulls are compared up to 1e-11 of the sum of weights, 1e-5 if the rows are not float64: so rows that
+    are about 3e-6 (3e-3) of their distances off a line count as on it. Float32 distances may be too coarse to see that
+    a row is a median as well (many columns, or gaps of very different size); the answer is then one or some of them.
+    ``weighted=True`` takes alpha from ``Context.client_weights`` (RFA); otherwise alpha is 1/n.
 
     Tolerates: q <= (n-1)/2 bad rows; with weights, less than half of their sum.
-    Cost: one Gram matrix, O(n^2 d), and O(n^3) a step, of which there are usually four to seven.
+    Cost: one Gram matrix, O(n^2 d), and O(n^3) a step, of which there are usually three to five.
     Constant: 4 (1 + q/(n-2q))^2, published; none with weights.
     Peers: ByzFL takes 3 steps from zero, smoothed by an absolute 0.1, which makes it the mean of small updates; Blades
         at most 100 steps from the mean; FLPoison 3 steps from zero.
@@ -90,7 +96,7 @@ class GeometricMedian(Rule):
             share = share / share.max()
             share = share / share.sum()
         # Many small steps, each of which would wait for an accelerator.
-        weights = self._median(distances.cpu(), share.cpu(), rounding(rows.dtype)).to(distances.device)
+        weights = self._median(distances.cpu(), share.cpu(), PULL * rounding(rows.dtype)).to(distances.device)
         return Aggregate(rows.combine(weights), weights=weights)
 
     def _median(self, distances: Tensor, share: Tensor, tie: float) -> Tensor:

@@ -102,7 +102,8 @@ class Mixed(Updates):
         products = matrix @ products @ matrix.T + mass[:, None] * mixed + mixed[:, None] * mass
         products += norms[c] * mass[:, None] * mass
         distances, size = between(products), products.diagonal().abs()
-        same = (matrix[:, None] == matrix[None]).all(2)
+        _, kind = torch.unique(matrix, dim=0, return_inverse=True)
+        same = kind[:, None] == kind
         # Norms of float32 rows have seven digits, and differences in mass multiply what they lack.
         error = 1e-6 * norms[c] * (mass[:, None] - mass).abs() * matrix.abs().sum(1).max()
         near = (distances < NEAR * (size[:, None] + size[None, :]) + 1e2 * error) & ~same
