@@ -114,7 +114,8 @@ def ratio(timings: dict[str, Timing], name: str, against: Sequence[str]) -> tupl
 def time_rules(names: Sequence[str], n: int, d: int, f: int, repeats: int) -> dict[str, Any]:
     """The table of ratios."""
     values = data(n, d)
-    plain = references(values)
+    wanted = {"mean", *(reference for name in names for reference in SUBJECTS[name].references)}
+    plain = {name: call for name, call in references(values).items() if name in wanted}
     rules = {name: pipeline(SUBJECTS[name].parts(f)) for name in names}
     calls = {f"= {name}": partial(rule, values) for name, rule in rules.items()}
     timings = interleave({**plain, **calls}, repeats, torch.device("cpu"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,11 @@ def column_mean_around_median(values: torch.Tensor, keep: int) -> torch.Tensor:
 
 
 def oracle(column: list[float], keep: int) -> float:
-    """Sort by distance from the median, the lower value first among equals."""
-    middle = float(np.median(column))
-    nearest = sorted(column, key=lambda value: (abs(value - middle), value))[:keep]
-    return sum(nearest) / keep
+    """Sort by distance from the median, in exact arithmetic, the lower value first among equals."""
+    ordered = sorted(map(Fraction, column))
+    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    nearest = sorted(ordered, key=lambda value: (abs(value - middle), value))[:keep]
+    return float(sum(nearest) / keep)
 
 
 @given(st.lists(st.lists(st.integers(-6, 6), min_size=3, max_size=3), min_size=1, max_size=12), st.data())

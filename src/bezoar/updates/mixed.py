@@ -109,7 +109,7 @@ class Mixed(Updates):
         near = (distances < NEAR * (size[:, None] + size[None, :]) + 1e2 * error) & ~same
         distances = distances.masked_fill(same, 0.0)
         if isinstance(root, HeldUpdates):
-            measure_again(_Differences(root, matrix, c), root.shape[1], distances, near)
+            measure_again(_Differences(root, matrix), root.shape[1], distances, near)
         elif near.any():
             distances = refine_distances(distances, size, self)
         return distances
@@ -147,19 +147,18 @@ def _mix(matrix: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Differences:
-    """Mixed rows minus the first of them, from the root's rows minus its row ``centre``.
+    """Mixed rows minus the first of them, from the root's rows minus the one that is heaviest in the first.
 
     Rows far from zero but close together differ in digits that a product with rounded weights would lose.
     """
 
     root: HeldUpdates
     matrix: Tensor
-    centre: int
 
     def __call__(self, start: int, stop: int, rows: Tensor) -> Tensor:
         values = self.root.part(start, stop)
         wide = torch.float64 if values.dtype == torch.float64 else torch.float32
         values = values.to(wide)
         weights = self.matrix[rows] - self.matrix[rows[0]]
-        common = values[self.centre]
+        common = values[int(self.matrix[rows[0]].abs().argmax())]
         return weights.to(wide) @ (values - common) + weights.sum(1).to(wide)[:, None] * common
