@@ -34,13 +34,21 @@ class Timing:
 
 
 def interleave(
-    subjects: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, warmups: int = 2
+    subjects: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    warmups: int = 2,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
-    """Run all subjects in turn, ``repeats`` times, so that a change of the machine's load meets all of them."""
+    """Run all subjects in turn, ``repeats`` times, so that a change of the machine's load meets all of them.
+
+    Before each run wait ``pause`` seconds: threads of another library's BLAS keep a core busy for a while after use.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     faults: dict[str, list[int]] = {name: [] for name in subjects}
     for turn in range(warmups + repeats):
         for name, subject in subjects.items():
+            time.sleep(pause)
             before = page_faults()
             start = time.perf_counter()
             subject()

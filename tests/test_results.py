@@ -67,3 +67,16 @@ def test_the_guide_quotes_the_matrix() -> None:
     assert len(rows) == 19
     for row in rows:
         assert f"| {' | '.join(row)} |" in text
+
+
+def test_benchmark_page_quotes_the_records_of_the_rules() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    folder = ROOT / "benchmarks" / "results"
+    figures = json.loads((folder / "aggregation-cpu.json").read_text())["figures"]
+    memory = json.loads((folder / "aggregation-memory-cpu.json").read_text())["figures"]
+    for name, figure in figures.items():
+        if name != "references":
+            assert f"**{figure['ratio']:.2f}**" in text
+            assert memory[name] <= 64
+    for peer in json.loads((folder / "aggregation-peers-cpu.json").read_text())["figures"].values():
+        assert f"| {peer['bezoar']:.1f} |" in text

@@ -66,7 +66,7 @@ def _sorted_in(wide: torch.dtype, matrix: Matrix, finish: Finish, rows: Tensor |
     n, d = matrix.shape
     m = n if rows is None else len(rows)
     answer = torch.empty(d, dtype=wide, device=matrix.device)
-    width = min(d, max(1, SLICE // m))
+    width = min(d, max(1, SLICE // n))
     if matrix.device.type != "cpu":
         for start in range(0, d, 64 * width):
             stop = min(start + 64 * width, d)
