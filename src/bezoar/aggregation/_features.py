@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bezoar import seeding
 from bezoar.aggregation._gram import rounding
-from bezoar.aggregation.base import COLUMN_BYTES
+from bezoar.aggregation.base import COLUMN_BYTES, check_count
 from bezoar.errors import ConfigError, UnsupportedError
 from bezoar.updates.base import Layout, Segment, Updates
 from bezoar.updates.mixed import Mixed
@@ -60,11 +60,6 @@ def median(values: Tensor) -> Tensor:
     """Median of ``values`` [n]: the midpoint of the middle two for even n (torch's is the lower one)."""
     ordered, n = values.sort().values, len(values)
     return ordered[n // 2] if n % 2 else ordered[n // 2 - 1] / 2 + ordered[n // 2] / 2
-
-
-def clip_factors(norms: Tensor, bound: Tensor | float) -> Tensor:
-    """Factors that bring rows with these ``norms`` [n] down to ``bound`` where they are longer."""
-    return (bound / norms).clamp(max=1.0).nan_to_num(nan=1.0)
 
 
 def last_matrix(layout: Layout, who: str) -> tuple[Segment, Segment | None]:
@@ -125,9 +120,8 @@ def check_features(who: str, kind: str, size: int, memory: int) -> None:
     """Raise unless the parameters of a memory make sense."""
     if kind not in ("projection", "last-layer", "full"):
         raise ConfigError(f"{who}: features must be 'projection', 'last-layer' or 'full', got {kind!r}")
-    for name, value in (("size", size), ("memory", memory)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{who}: {name} must be a whole number >= 1, got {value!r}")
+    check_count(who, "size", size, least=1)
+    check_count(who, "memory", memory, least=1)
 
 
 def check_memory(who: str, clients: int, width: int, memory: int) -> None:

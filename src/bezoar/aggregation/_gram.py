@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bezoar.aggregation.base import check_count
 from bezoar.errors import ConfigError
-from bezoar.updates.base import Updates, row_norms
-from bezoar.updates.stacked import Stacked
+from bezoar.updates.base import Updates, measure_from
 
 #: Values that differ by less than this share are equal up to rounding; the first of them wins.
 TIE = 1e-12
@@ -56,12 +56,6 @@ def typical_row(distances: Tensor) -> int:
     return int(distances.median(dim=1).values.argmin())
 
 
-def inner_products(distances: Tensor, centre: int) -> Tensor:
-    """Inner products [n, n] of the rows minus row ``centre``: K_ij = (D_ic + D_jc - D_ij) / 2."""
-    size = distances[centre]
-    return (size[:, None] + size[None, :] - distances) * 0.5
-
-
 def distances_from_sum(products: Tensor, weights: Tensor) -> Tensor:
     """Squared distances [n] of all rows from the weighted sum of rows with ``weights`` [n] that add up to one."""
     at = products @ weights
@@ -70,20 +64,11 @@ def distances_from_sum(products: Tensor, weights: Tensor) -> Tensor:
 
 def distances_from_vector(rows: Updates, vector: Tensor) -> Tensor:
     """Squared distances [n] of all rows from ``vector`` [d], with all digits also where they nearly coincide."""
-    n, d = rows.shape
     vector = vector.to(rows.device, rows.dtype)
     norms = rows.squared_norms()
     total = norms + vector.double().square().sum()
     distances = (total - 2 * rows.dot(vector)).clamp(min=0)
-    near = (distances < NEAR * total).nonzero().flatten()
-    stack = Stacked(rows, torch.ones(1, 1, dtype=torch.float64), vector[None])
-    chunk = max(1, 16 * CHUNK // max(1, d))
-    for start in range(0, len(near), chunk):
-        i = near[start : start + chunk]
-        difference = torch.zeros(len(i), n + 1, dtype=torch.float64, device=rows.device)
-        difference[torch.arange(len(i), device=rows.device), i] = 1.0
-        difference[:, n] = -1.0
-        distances[i] = row_norms(stack.combine(difference))
+    measure_from(rows, vector, distances, distances < NEAR * total)
     return distances
 
 
@@ -123,5 +108,4 @@ def check_stopping(owner: str, tolerance: float, iterations: int) -> None:
     """Raise unless ``tolerance`` is a number >= 0 and ``iterations`` a whole number >= 1."""
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < 1:
         raise ConfigError(f"{owner}: tolerance must be a number from 0 to below 1, got {tolerance!r}")
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ConfigError(f"{owner}: max_iterations must be a whole number >= 1, got {iterations!r}")
+    check_count(owner, "max_iterations", iterations, least=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation.base import Constant, Context, Mixing
+from bezoar.aggregation.clip import clip_factors
 from bezoar.updates.base import Needs, Updates
 
 
@@ -52,4 +53,4 @@ class ARC(Mixing):
         norms = rows.squared_norms().sqrt()
         n = len(norms)
         radius = norms.sort(descending=True).values[self.clipped(n, self.f)]
-        return (radius / norms).clamp(max=1.0).nan_to_num(nan=1.0)
+        return clip_factors(norms, radius)

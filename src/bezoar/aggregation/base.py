@@ -193,10 +193,10 @@ def check_weights(owner: str, weights: Tensor | None, n: int) -> None:
         raise ConfigError(f"{owner}: client weights must be [{n}], one a row, got shape {list(weights.shape)}")
 
 
-def check_count(owner: str, name: str, value: int) -> None:
-    """Raise unless ``value`` is a whole number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"{owner}: {name} must be a whole number >= 0, got {value!r}")
+def check_count(owner: str, name: str, value: int, least: int = 0) -> None:
+    """Raise unless ``value`` is a whole number >= ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{owner}: {name} must be a whole number >= {least}, got {value!r}")
 
 
 #: Gram rules leave out rows longer than this many times the (f+1)-th longest: next to them all digits are lost.

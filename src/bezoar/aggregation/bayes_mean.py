@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._gram import check_stopping, distances_from_sum, inner_products, normalised, typical_row
+from bezoar.aggregation._gram import check_stopping, distances_from_sum, normalised, typical_row
 from bezoar.aggregation.base import Weighting
+from bezoar.kernels.gram import products_about
 from bezoar.updates.base import Needs, Updates
 
 #: The variance is at least this share of the median squared distance from the first row: two honest rows differ by
@@ -57,7 +58,7 @@ class BayesMean(Weighting):
     def weights(self, rows: Updates) -> tuple[Tensor, Tensor | None]:
         distances = normalised(rows.squared_distances())
         n, centre = len(distances), typical_row(distances)
-        products, away = inner_products(distances, centre), distances[centre]
+        products, away = products_about(distances, centre), distances[centre]
         variance = first = float(away.sort().values[n // 2])
         if first <= 0:
             honest = (away <= 0).double()

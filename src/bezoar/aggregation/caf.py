@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._gram import TIE, distances_from_sum, inner_products, normalised, typical_row
+from bezoar.aggregation._gram import TIE, distances_from_sum, normalised, typical_row
 from bezoar.aggregation.base import Aggregate, Context, Rule, State
+from bezoar.kernels.gram import products_about
 from bezoar.updates.base import Needs, Updates
 
 
@@ -46,7 +47,7 @@ class CAF(Rule):
     def _run(self, rows: Updates, state: State, context: Context, generator: object) -> Aggregate:
         distances = normalised(rows.squared_distances())
         n = len(distances)
-        products = inner_products(distances, typical_row(distances))
+        products = products_about(distances, typical_row(distances))
         share = torch.ones(n, dtype=torch.float64, device=products.device)
         best, least = share, math.inf
         while self.f and float(share.sum()) > n - 2 * self.f:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation._gram import distances_from_vector
-from bezoar.aggregation.base import Aggregate, Context, Rule, State, check_vector
+from bezoar.aggregation.base import Aggregate, Context, Rule, State, check_count, check_vector
 from bezoar.errors import ConfigError
+from bezoar.kernels.gram import wide_type
 from bezoar.updates.base import Needs, Updates
 
 
@@ -46,8 +47,7 @@ class CenteredClipping(Rule):
         radius, iterations = self.radius, self.iterations
         if isinstance(radius, bool) or not isinstance(radius, int | float) or not radius > 0:
             raise ConfigError(f"CenteredClipping: radius must be a positive number, got {radius!r}")
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise ConfigError(f"CenteredClipping: iterations must be a whole number >= 1, got {iterations!r}")
+        check_count(self.name, "iterations", iterations, least=1)
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]
@@ -66,7 +66,7 @@ class CenteredClipping(Rule):
         vector = rows.combine(weights)
         rest = 1 - float(weights.sum())
         if centre is not None and rest != 0:
-            wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+            wide = wide_type(rows.dtype)
             vector = (vector.to(wide) + rest * centre.to(wide)).to(rows.dtype)
         # A copy: the caller may go on with the answer in place.
         return Aggregate(vector, state={"centre": vector.clone()}, weights=weights)

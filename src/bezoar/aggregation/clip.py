@@ -14,6 +14,11 @@ from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
 
 
+def clip_factors(norms: Tensor, bound: Tensor | float) -> Tensor:
+    """Factors that bring rows with these ``norms`` [n] down to ``bound`` where they are longer."""
+    return (bound / norms).clamp(max=1.0).nan_to_num(nan=1.0)
+
+
 @dataclass(frozen=True)
 class Clip(Mixing):
     r"""Scale every update down to l2 norm ``radius`` if it is longer.
@@ -45,4 +50,4 @@ class Clip(Mixing):
 
     def matrix(self, rows: Updates, context: Context, generator: torch.Generator | None) -> Tensor:
         norms = rows.squared_norms().sqrt()
-        return (self.radius / norms).clamp(max=1.0).nan_to_num(nan=1.0)
+        return clip_factors(norms, self.radius)

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._features import clip_factors, cosine_distances, median
+from bezoar.aggregation._features import cosine_distances, median
 from bezoar.aggregation.base import Aggregate, Context, Rule, State
+from bezoar.aggregation.clip import clip_factors
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
 

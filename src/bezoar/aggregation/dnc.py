@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bezoar.aggregation.base import HUGE, Aggregate, Context, Rule, State, draws
+from bezoar.aggregation.base import HUGE, Aggregate, Context, Rule, State, check_count, draws
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
 
@@ -48,9 +48,7 @@ class DnC(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("iterations", "columns"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"DnC: {name} must be a whole number >= 1, got {value!r}")
+            check_count(self.name, name, getattr(self, name), least=1)
         if not isinstance(self.c, int | float) or not math.isfinite(self.c) or self.c <= 0:
             raise ConfigError(f"DnC: c must be a positive number, got {self.c!r}")
 

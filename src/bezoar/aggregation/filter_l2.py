@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._gram import centred_products, inner_products, typical_row
+from bezoar.aggregation._gram import centred_products, typical_row
 from bezoar.aggregation.base import Aggregate, Context, Rule, State
 from bezoar.aggregation.caf import top_variance, without_farthest
 from bezoar.errors import ConfigError
+from bezoar.kernels.gram import products_about
 from bezoar.updates.base import Needs, Updates
 
 
@@ -52,7 +53,7 @@ class FilterL2(Rule):
     def _run(self, rows: Updates, state: State, context: Context, generator: object) -> Aggregate:
         distances = rows.squared_distances()
         n, centre = len(distances), typical_row(distances)
-        products = inner_products(distances, centre)
+        products = products_about(distances, centre)
         bound = self._usual(distances, centre) if self.sigma is None else self.sigma
         share = torch.ones(n, dtype=torch.float64, device=products.device)
         excluded: dict[int, str] = {}

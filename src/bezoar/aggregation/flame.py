@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._features import clip_factors, cosine_distances, median
+from bezoar.aggregation._features import cosine_distances, median
 from bezoar.aggregation.base import Aggregate, Context, Rule, State, draws
+from bezoar.aggregation.clip import clip_factors
 from bezoar.errors import ConfigError
+from bezoar.kernels.gram import wide_type
 from bezoar.updates.base import Needs, Updates
 
 
@@ -58,7 +60,7 @@ class FLAME(Rule):
         vector = rows.combine(weights)
         if self.noise > 0:
             source = draws(generator, self.seed, "flame", context)
-            wide = torch.float64 if vector.dtype == torch.float64 else torch.float32
+            wide = wide_type(vector.dtype)
             draw = torch.randn(vector.shape, generator=source, dtype=wide, device=source.device).to(vector.device)
             vector = (vector.to(wide) + draw * (self.noise * typical).to(wide)).to(vector.dtype)
         why = "not in the majority cluster of directions"

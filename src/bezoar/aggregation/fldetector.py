@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation._features import Features, check_features, check_memory, features, merge, widen
-from bezoar.aggregation.base import Aggregate, Context, Rule, State, check_vector, draws
-from bezoar.errors import ConfigError
+from bezoar.aggregation.base import Aggregate, Context, Rule, State, check_count, check_vector, draws
 from bezoar.updates.base import Needs, Updates
 from bezoar.updates.dense import DenseUpdates
 
@@ -64,8 +63,7 @@ class FLDetector(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
-            raise ConfigError(f"FLDetector: window must be a whole number >= 1, got {self.window!r}")
+        check_count(self.name, "window", self.window, least=1)
         check_features(self.name, self.features, self.size, self.memory)
 
     by_client: ClassVar[bool] = True

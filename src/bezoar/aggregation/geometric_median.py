@@ -9,9 +9,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._gram import TIE, check_stopping, distances_from_sum, inner_products, normalised, rounding
-from bezoar.aggregation.base import Aggregate, Constant, Context, Rule, State, check_weights
+from bezoar.aggregation._gram import TIE, check_stopping, distances_from_sum, normalised, rounding
+from bezoar.aggregation.base import Aggregate, Constant, Context, Rule, State
 from bezoar.errors import ConfigError
+from bezoar.kernels.gram import products_about
 from bezoar.updates.base import Needs, Updates
 
 #: Rows whose sum of distances exceeds the least one by at most this share are asked whether they are medians.
@@ -89,8 +90,6 @@ class GeometricMedian(Rule):
         distances = normalised(rows.squared_distances())
         share = torch.full_like(distances[0], 1 / len(rows))
         if self.weighted:
-            # Again, as rows with weight may have been excluded since the first check.
-            check_weights(self.name, context.client_weights, len(rows))
             assert context.client_weights is not None
             share = context.client_weights.detach().to(distances)
             share = share / share.max()
@@ -179,14 +178,14 @@ class _Place:
         away = distances_from_sum(products, weights)
         near = int(away.argmin())
         if near != centre:
-            centre, products = near, inner_products(distances, near)
+            centre, products = near, products_about(distances, near)
             away = distances_from_sum(products, weights)
         return cls(distances, mass, weights, centre, products, away.sqrt().clamp(min=LEAST))
 
     @classmethod
     def beside(cls, distances: Tensor, mass: Tensor, row: int) -> Self:
         """The point that the step of Vardi and Zhang leads to from ``row``, with a smaller sum of distances."""
-        products = inner_products(distances, row)
+        products = products_about(distances, row)
         pull = torch.where(distances[row] > 0, mass / distances[row].sqrt(), 0.0)
         force = math.sqrt(max(float(pull @ products @ pull), 0.0))
         share = max(1 - float(mass[row]) / force, 0.0) if force > 0 else 0.0

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._features import clip_factors, median
+from bezoar.aggregation._features import median
 from bezoar.aggregation.base import COLUMN_BYTES, Aggregate, Context, Rule, State
+from bezoar.aggregation.clip import clip_factors
 from bezoar.errors import ConfigError
-from bezoar.kernels.columns import widened
+from bezoar.kernels.gram import widened
 from bezoar.updates.base import Needs, Updates
 
 #: Scores that agree to this share are equal.

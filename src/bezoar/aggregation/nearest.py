@@ -12,7 +12,6 @@ from torch import Tensor
 from bezoar.aggregation._gram import (
     distances_from_sum,
     distances_from_vector,
-    inner_products,
     mask,
     rounding,
     typical_row,
@@ -21,6 +20,7 @@ from bezoar.aggregation._gram import (
 from bezoar.aggregation.base import Aggregate, Constant, Context, Rule, State, check_count
 from bezoar.aggregation.geometric_median import GeometricMedian
 from bezoar.errors import ConfigError, HostileRowsError
+from bezoar.kernels.gram import products_about
 from bezoar.updates.base import Needs, Updates
 
 
@@ -171,7 +171,7 @@ class CVA(Rule):
         if isinstance(self.pivot, GeometricMedian) and answer.weights is not None:
             # A weighted sum of rows whose distances are known: the data need not be read again.
             known = rows.squared_distances()
-            distances = distances_from_sum(inner_products(known, typical_row(known)), answer.weights)
+            distances = distances_from_sum(products_about(known, typical_row(known)), answer.weights)
         else:
             distances = distances_from_vector(rows, answer.vector)
         nearest = _mean_of_nearest(rows, distances, len(rows) - self.f)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._features import clip_factors, median
+from bezoar.aggregation._features import median
 from bezoar.aggregation.base import COLUMN_BYTES, Aggregate, Context, Rule, State, draws
+from bezoar.aggregation.clip import clip_factors
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
 

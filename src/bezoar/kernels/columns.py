@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bezoar.kernels.gram import Matrix
+from bezoar.kernels.gram import Matrix, wide_type, widened
 from bezoar.kernels.threads import Worker, in_threads
 
 #: Entries sorted at a time by one thread.
@@ -43,7 +43,7 @@ def over_sorted(matrix: Matrix, finish: Finish, rows: Tensor | None = None) -> T
     Raises:
         NotFiniteError: an entry is not finite; seen where sorting has put it, at the ends.
     """
-    wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    wide = wide_type(matrix.dtype)
     answer = _sorted_in(wide, matrix, finish, rows)
     if wide == torch.float32 and not _finite(answer):
         return _sorted_in(torch.float64, matrix, finish, rows).to(wide)
@@ -96,11 +96,6 @@ def _sorted_in(wide: torch.dtype, matrix: Matrix, finish: Finish, rows: Tensor |
 
     in_threads(worker, d, width)
     return answer
-
-
-def widened(values: Tensor) -> Tensor:
-    """Half precision as float32, everything else as it is."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def median_of_sorted(ordered: Any) -> Any:
@@ -173,7 +168,7 @@ def column_weighted_trimmed_mean(values: Tensor, shares: Tensor, trim: float) ->
     the rest of it counts. Half precision comes back as float32.
     """
     n, b = values.shape
-    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+    wide = wide_type(values.dtype)
     parts = []
     for start in range(0, b, max(1, SLICE // n)):
         part = widened(values[:, start : start + max(1, SLICE // n)]).T.contiguous()

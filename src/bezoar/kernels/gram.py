@@ -76,6 +76,16 @@ class Tall:
         return self.values[:, start:stop] if rows is None else self.values[rows, start:stop]
 
 
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """The type to compute in: float64 for itself, float32 for float32 and half precision."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def widened(values: Tensor) -> Tensor:
+    """Half precision as float32, everything else as it is."""
+    return values.to(wide_type(values.dtype))
+
+
 def ranges(d: int, width: int) -> list[tuple[int, int]]:
     """Cut d columns into ranges of at most ``width``."""
     return [(start, min(start + width, d)) for start in range(0, d, width)]
@@ -84,7 +94,7 @@ def ranges(d: int, width: int) -> list[tuple[int, int]]:
 def squared_norms(matrix: Matrix) -> Tensor:
     """Squared l2 norms of the rows of ``matrix``: float64 [n]."""
     n, d = matrix.shape
-    wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    wide = wide_type(matrix.dtype)
     total = torch.zeros(n, dtype=torch.float64, device=matrix.device)
     for start, stop in ranges(d, NORM_CHUNK):
         total += torch.linalg.vector_norm(matrix.part(start, stop), dim=1, dtype=wide).double().square_()
@@ -106,7 +116,7 @@ def powers(sizes: Tensor) -> Tensor:
 def _multiply(matrix: Matrix, scales: Tensor | None, centre: int | None) -> Tensor:
     """Inner products of the rows (minus row ``centre`` if given), times scales_i * scales_j: float64 [n, n]."""
     n, d = matrix.shape
-    wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    wide = wide_type(matrix.dtype)
     total = torch.zeros(n, n, dtype=torch.float64, device=matrix.device)
     for start, stop in ranges(d, CHUNK):
         part = matrix.part(start, stop).to(wide)
@@ -136,8 +146,8 @@ def gram(matrix: Matrix, norms: Tensor) -> Tensor:
     return _multiply(matrix, scales, None) / scales[:, None] / scales[None, :]
 
 
-def _typical(norms: Tensor) -> int:
-    """A row of median norm."""
+def typical(norms: Tensor) -> int:
+    """A row of median norm, from all (squared) ``norms`` [n]."""
     return int(torch.argsort(norms, stable=True)[len(norms) // 2])
 
 
@@ -148,7 +158,7 @@ def squared_distances(matrix: Matrix, norms: Tensor) -> Tensor:
     coincide are measured again with one of them as the centre. Equal rows have distance 0 and equal distances to
     all others.
     """
-    c = _typical(norms)
+    c = typical(norms)
     usual, largest = float(norms[c]), float(norms.max())
     if SAFE[0] < usual and largest < min(SAFE[1], usual * SPREAD**2):
         products = _multiply(matrix, None, c)
@@ -159,7 +169,7 @@ def squared_distances(matrix: Matrix, norms: Tensor) -> Tensor:
     distances = between(products)
     near = (distances < NEAR * (size[:, None] + size[None, :])).fill_diagonal_(False)
     near[c] = near[:, c] = False
-    wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    wide = wide_type(matrix.dtype)
 
     def differences(start: int, stop: int, members: Tensor) -> Tensor:
         part = matrix.part(start, stop, members).to(wide)
@@ -167,6 +177,12 @@ def squared_distances(matrix: Matrix, norms: Tensor) -> Tensor:
 
     measure_again(differences, matrix.shape[1], distances, near)
     return alike(distances)
+
+
+def products_about(distances: Tensor, centre: int) -> Tensor:
+    """Inner products [n, n] of the rows minus row ``centre``: K_ij = (D_ic + D_jc - D_ij) / 2."""
+    size = distances[centre]
+    return (size[:, None] + size[None, :] - distances) * 0.5
 
 
 def between(products: Tensor) -> Tensor:

@@ -199,6 +199,15 @@ def refine_distances(distances: Tensor, norms: Tensor, rows: Updates, max_bytes:
     return distances
 
 
+def measure_from(rows: Updates, vector: Tensor, distances: Tensor, near: Tensor, max_bytes: int = BLOCK_BYTES) -> None:
+    """Measure ``distances`` [n] from ``vector`` [d] again, in place, for the rows ``near`` (bool [n]) to it."""
+    chosen = near.nonzero().flatten()
+    for some in torch.split(chosen, max(1, max_bytes // max(1, vector.nbytes))):
+        pick = torch.zeros(len(some), len(rows), dtype=torch.float64, device=distances.device)
+        pick[torch.arange(len(some), device=distances.device), some] = 1.0
+        distances[some] = row_norms(rows.combine(pick) - vector)
+
+
 def row_norms(values: Tensor) -> Tensor:
     """Squared l2 norms of the rows of a tensor [m, d], exact to about seven digits: float64 [m]."""
     return squared_norms(Tall(values))

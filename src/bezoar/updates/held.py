@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
-from bezoar.kernels.gram import CHUNK, SAFE, gram, ranges, squared_distances, squared_norms
+from bezoar.kernels.gram import CHUNK, SAFE, gram, ranges, squared_distances, squared_norms, wide_type
 from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Needs, Updates, column_ranges
 
 #: So many rows are added up in float32 at most.
@@ -85,7 +85,7 @@ class HeldUpdates(Updates):
         return total
 
     def combine(self, weights: Tensor) -> Tensor:
-        wide = torch.float32 if self.dtype in (torch.float16, torch.bfloat16) else self.dtype
+        wide = wide_type(self.dtype)
         weights = weights.to(self.device, wide)
         used = weights.reshape(-1, len(self)).any(0)
         # Selections read what they select only, and keep its bits.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
-from bezoar.kernels.gram import NEAR, SPREAD, between, measure_again
+from bezoar.kernels.gram import NEAR, SPREAD, between, measure_again, products_about, typical, widened
 from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates, refine_distances
 from bezoar.updates.held import HeldUpdates
 
@@ -84,7 +84,7 @@ class Mixed(Updates):
         """From the root's distances, so that rows far from zero but close together keep their digits."""
         root, matrix = self._flat
         norms = root.squared_norms()
-        c = int(norms.argsort(stable=True)[len(norms) // 2])
+        c = typical(norms)
         if not norms.max() <= SPREAD**2 * norms[c]:
             return refine_distances(between(self.gram()), self.squared_norms(), self)
         matrix = matrix.diag() if matrix.ndim == 1 else matrix
@@ -93,7 +93,7 @@ class Mixed(Updates):
         first = (distances == 0).to(torch.int8).argmax(1)
         matrix = torch.zeros_like(matrix).index_add(1, first, matrix)
         # Inner products of the root's rows minus row c, with row c, and row c's own.
-        products = (distances[:, c, None] + distances[None, c] - distances) * 0.5
+        products = products_about(distances, c)
         along = (norms - products.diagonal() - norms[c]) * 0.5
         # Mixed rows minus a multiple of row c, the same for all: what is left of row c is their difference in mass.
         mass = matrix.sum(1)
@@ -139,9 +139,9 @@ class Mixed(Updates):
 
 
 def _mix(matrix: Tensor, values: Tensor) -> Tensor:
-    wide = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
-    matrix = matrix.to(wide)
-    mixed = matrix[:, None] * values.to(wide) if matrix.ndim == 1 else matrix @ values.to(wide)
+    wide = widened(values)
+    matrix = matrix.to(wide.dtype)
+    mixed = matrix[:, None] * wide if matrix.ndim == 1 else matrix @ wide
     return mixed.to(values.dtype)
 
 
@@ -156,9 +156,7 @@ class _Differences:
     matrix: Tensor
 
     def __call__(self, start: int, stop: int, rows: Tensor) -> Tensor:
-        values = self.root.part(start, stop)
-        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-        values = values.to(wide)
+        values = widened(self.root.part(start, stop))
         weights = self.matrix[rows] - self.matrix[rows[0]]
         common = values[int(self.matrix[rows[0]].abs().argmax())]
-        return weights.to(wide) @ (values - common) + weights.sum(1).to(wide)[:, None] * common
+        return weights.to(values.dtype) @ (values - common) + weights.sum(1).to(values.dtype)[:, None] * common

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bezoar.errors import ConfigError
 from bezoar.kernels.gram import NEAR
-from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates, row_norms
+from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates, measure_from
 
 
 class Stacked(Updates):
@@ -116,16 +116,9 @@ class Stacked(Updates):
         sizes = ((distinct @ own) * distinct).sum(1)
         norms = self.honest.squared_norms()
         side = (norms[:, None] + sizes - 2 * cross @ distinct.T).clamp(min=0)
-        n = len(norms)
         for j, mix in enumerate(distinct):
             row = (mix @ self._clean.double()).to(self.dtype)
-            near = (side[:, j] < NEAR * (norms + sizes[j])).nonzero().flatten()
-            chunk = max(1, BLOCK_BYTES // max(1, row.nbytes))
-            for start in range(0, len(near), chunk):
-                i = near[start : start + chunk]
-                pick = torch.zeros(len(i), n, dtype=torch.float64, device=self.device)
-                pick[torch.arange(len(i), device=self.device), i] = 1.0
-                side[i, j] = row_norms(self.honest.combine(pick) - row)
+            measure_from(self.honest, row, side[:, j], side[:, j] < NEAR * (norms + sizes[j]))
         side, corner = side[:, which], corner[which][:, which]
         side, corner = self._spoil(side.T).T, self._spoil(self._spoil(corner).T)
         whole = torch.cat([torch.cat([self.honest.squared_distances(), side], 1), torch.cat([side.T, corner], 1)])

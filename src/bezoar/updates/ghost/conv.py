@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bezoar.updates.ghost.layer import GhostImpossibleError, Matrix, by_client, paired_norms, widened
+from bezoar.kernels.gram import widened
+from bezoar.updates.ghost.layer import GhostImpossibleError, Matrix, by_client, paired_norms
 
 #: Up to this many numbers under the kernel, unfolding beats the library's weight gradient (CPU).
 _FEW_TAPS = 32

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bezoar.updates.ghost.layer import GhostImpossibleError, Matrix, widened
+from bezoar.kernels.gram import widened
+from bezoar.updates.ghost.layer import GhostImpossibleError, Matrix
 
 
 class EmbeddingLayer(Matrix):

@@ -111,8 +111,3 @@ def paired_norms(inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
 def by_client(samples: Tensor, size: int) -> Tensor:
     """[g * size, ...] as [g, size, ...]."""
     return samples.reshape(-1, size, *samples.shape[1:])
-
-
-def widened(values: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bezoar.kernels.gram import powers
+from bezoar.kernels.gram import powers, widened
 from bezoar.updates.ghost.cohort import Cohort
-from bezoar.updates.ghost.layer import Matrix, by_client, paired_norms, widened
+from bezoar.updates.ghost.layer import Matrix, by_client, paired_norms
 
 #: Beyond this many rows of A, products of all pairs take too much memory.
 _MOST_POSITIONS = 4096

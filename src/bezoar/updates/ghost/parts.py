@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bezoar.kernels.gram import Tall, gram
+from bezoar.kernels.gram import Tall, gram, widened
 from bezoar.updates.base import column_ranges, row_norms
 from bezoar.updates.ghost.cohort import Cohort
-from bezoar.updates.ghost.layer import WORK_BYTES, Matrix, widened
+from bezoar.updates.ghost.layer import WORK_BYTES, Matrix
 
 Pair = tuple[Tensor, Tensor]
 

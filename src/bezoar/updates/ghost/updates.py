@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from bezoar.errors import ConfigError
-from bezoar.kernels.gram import NEAR, between
+from bezoar.kernels.gram import NEAR, between, widened
 from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Needs, Updates, row_norms
 from bezoar.updates.ghost.cohort import Cohort
-from bezoar.updates.ghost.layer import WORK_BYTES, widened
+from bezoar.updates.ghost.layer import WORK_BYTES
 from bezoar.updates.ghost.parts import Part
 
 #: More weighted sums than this at once are formed from rows instead of one by one.
