@@ -204,7 +204,7 @@ def test_resume_never_takes_over_another_configuration(tmp_path: Path) -> None:
         ({"defence__k": 10**6}, "k=1000000 is more than the model's"),
         ({"sampling": {"kind": "uniform", "cohort": 601}}, "sampling: cohort=601 of 600 clients"),
         ({"adversary": {"count": 601}}, "adversary: count=601 compromised clients of 600"),
-        ({"attack__aux": 359}, "attack.aux: 359 aux points leave no clean one"),
+        ({"attack__aux": 359}, "attack: 359 aux points leave no clean one"),
         ({"data__partition": {"kind": "iid", "clients": 2000}}, "data.partition: .*2000"),
         (
             {"data__partition": {"kind": "iid", "clients": 2000, "min_samples": 0}},

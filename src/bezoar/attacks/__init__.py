@@ -1,7 +1,18 @@
 """Attacks: the adversary changes its data before, or its rows after, the clients' gradients."""
 
 from bezoar.attacks.alie import ALIE
-from bezoar.attacks.base import Attack, AttackContext, DataAttack, Goal, UpdateAttack
+from bezoar.attacks.base import (
+    Attack,
+    AttackContext,
+    Batch,
+    DataAttack,
+    Goal,
+    Knowledge,
+    Poisoned,
+    Sent,
+    Tests,
+    UpdateAttack,
+)
 from bezoar.attacks.inner_product import InnerProduct
 from bezoar.attacks.label_flip import LabelFlip, wrong_labels
 from bezoar.attacks.pgd import PGD, SingleStep
@@ -28,13 +39,18 @@ __all__ = [
     "PGD",
     "Attack",
     "AttackContext",
+    "Batch",
     "DataAttack",
     "Goal",
     "InnerProduct",
+    "Knowledge",
     "LabelFlip",
+    "Poisoned",
     "RandomDirection",
+    "Sent",
     "SignFlip",
     "SingleStep",
+    "Tests",
     "UpdateAttack",
     "wrong_labels",
 ]

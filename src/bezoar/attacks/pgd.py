@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation.base import Rule
-from bezoar.attacks.base import AttackContext, Goal, UpdateAttack, stack
+from bezoar.attacks.base import AttackContext, Goal, Knowledge, Tests, UpdateAttack, stack
+from bezoar.attacks.label_flip import wrong_labels
 from bezoar.errors import ConfigError
 from bezoar.seeding import generator
 from bezoar.updates.base import Updates
@@ -32,11 +33,22 @@ def rescale(vector: Tensor, radius: float) -> Tensor:
     return vector * torch.where(norm > 0, torch.div(radius, norm), torch.ones_like(norm))
 
 
+def aux_points(tests: Tests, size: int, seed: int) -> Goal:
+    """``size`` uniformly drawn test samples, each with a uniformly random wrong label."""
+    if size >= len(tests.targets):
+        raise ConfigError(f"{size} aux points leave no clean one of {len(tests.targets)} test samples")
+    draws = generator(seed, "aux")
+    rows = torch.randperm(len(tests.targets), generator=draws)[:size].sort().values
+    labels = wrong_labels(tests.targets[rows], tests.classes, draws)
+    return Goal(tests.inputs(rows), labels.to(tests.device), rows.numpy())
+
+
 @dataclass(frozen=True)
 class _Targeted(UpdateAttack):
     """What targeted attacks share: size of the aux set, radius, boost, collusion."""
 
     targeted: ClassVar[bool] = True
+    least: ClassVar[Knowledge] = Knowledge.MODEL
 
     aux: int = 500
     radius: float | None = None
@@ -51,8 +63,12 @@ class _Targeted(UpdateAttack):
         if not (self.boost > 0 and math.isfinite(self.boost)):
             raise ConfigError(f"attack: boost must be a positive number, got {self.boost}")
 
+    def goal(self, tests: Tests, seed: int) -> Goal:
+        return aux_points(tests, self.aux, seed)
+
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
-        assert context.goal is not None
+        if context.goal is None:
+            raise ConfigError(f"{type(self).__name__} needs AttackContext.goal: what shall be misclassified")
         radius = context.radius if self.radius is None else self.radius
         senders = [0] if self.collude else context.clients.tolist()
         vectors = []

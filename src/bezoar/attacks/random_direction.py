@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from bezoar.aggregation.base import Rule
-from bezoar.attacks.base import AttackContext, UpdateAttack, stack
+from bezoar.attacks.base import AttackContext, Knowledge, UpdateAttack, stack
 from bezoar.errors import ConfigError
 from bezoar.seeding import generator
 from bezoar.updates.base import Updates
@@ -24,6 +25,8 @@ class RandomDirection(UpdateAttack):
     L is ``radius``, by default the defence's clipping radius, without clipping ``scale`` times the largest honest
     norm. Colluding attackers send the same vector.
     """
+
+    least: ClassVar[Knowledge] = Knowledge.NONE
 
     radius: float | None = None
     scale: float = 10.0

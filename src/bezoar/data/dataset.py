@@ -109,3 +109,13 @@ class Dataset:
         mean = torch.tensor(self.mean, device=raw.device).view(channels)
         std = torch.tensor(self.std, device=raw.device).view(channels)
         return raw.to(torch.float32).mul_(1 / (self.scale * std)).sub_(mean / std)
+
+
+def as_input(batch: Tensor, device: torch.device) -> Tensor:
+    """Samples as the model takes them; images in the memory format that convolutions like."""
+    batch = batch.to(device)
+    if batch.ndim != 4:
+        return batch
+    # Spelt out: ``contiguous(memory_format=...)`` leaves the strides of one-channel images as they are, and layers
+    # whose weights are views into one vector would then work in the slow format.
+    return batch.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)

@@ -15,18 +15,21 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticSerializationError
 
-from bezoar.attacks import ATTACKS, Attack, UpdateAttack
+from bezoar.attacks import ATTACKS, Attack, Knowledge, UpdateAttack
 from bezoar.clients import CLIENTS, Clients, Gradient, clients_table
 from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS, Partition, Sampling
 from bezoar.errors import ConfigError, nearest
 from bezoar.experiments.defence import Defence, defence
 from bezoar.models import MODELS
+from bezoar.priors import PRIORS, Prior
 from bezoar.registry import Registry
 from bezoar.servers.schedules import SCHEDULES, Schedule
 
@@ -35,6 +38,15 @@ def _attack(table: Any) -> Attack | None:
     if table is None or table == "none" or (isinstance(table, Mapping) and table.get("kind") == "none"):
         return None
     return ATTACKS.build(table)
+
+
+def _knowledge(value: Any) -> Knowledge:
+    names = {level.label: level for level in Knowledge}
+    if isinstance(value, Knowledge):
+        return value
+    if value not in names:
+        raise ConfigError(f"unknown knowledge {value!r}; {nearest(str(value), names)}")
+    return names[value]
 
 
 def _field(registry: Registry[Any]) -> tuple[PlainValidator, PlainSerializer]:
@@ -50,6 +62,13 @@ AttackField = Annotated[
     Attack | None,
     PlainValidator(_attack),
     PlainSerializer(lambda attack: {"kind": "none"} if attack is None else ATTACKS.table(attack)),
+]
+
+
+PriorField = Annotated[
+    Prior | None,
+    PlainValidator(lambda table: None if table is None else PRIORS.build(table)),
+    PlainSerializer(lambda prior: None if prior is None else PRIORS.table(prior)),
 ]
 
 
@@ -98,47 +117,83 @@ class Model(BaseModel):
 
 
 class Adversary(Settings):
-    """Who is malicious, and when.
+    """Who is malicious, what they know, and when they attack.
 
-    Give ``count`` or ``share`` of all clients; they are drawn from the seed. How many of them a round's cohort holds
-    is then random; ``per_round`` makes it exactly that many. The attack runs from round ``start`` to round ``stop``
-    (both included; no ``stop``: to the end).
+    Of all clients either ``count`` or a ``share`` is malicious, drawn from the seed, or exactly the ``clients`` listed,
+    or those that a draw from ``prior`` says. How many of them a round's cohort holds is then random; ``per_round``
+    makes it exactly that many. ``sybils`` are extra clients without data of their own: they hold copies of the
+    malicious clients' samples (or what the attack gives them) and join every cohort while the attack runs.
+
+    ``knowledge`` is what the attackers know: ``"none"``, ``"own-data"``, ``"model"`` (the global model and the last
+    aggregate), ``"honest-updates"`` (of the round), ``"defence"`` (the rule and its memory); each includes those
+    before. Attacks that are made from honest updates are made from the attackers' own, if they do not know those.
+
+    The attack runs every ``every`` rounds from round ``start`` to round ``stop`` (both included; no ``stop``: to the
+    end).
     """
 
     count: int | None = Field(None, ge=0)
     share: float | None = Field(None, ge=0, le=1)
+    clients: tuple[int, ...] | None = Field(None, strict=False)
+    prior: PriorField = None
     per_round: int | None = Field(None, ge=0)
+    sybils: int = Field(0, ge=0)
+    knowledge: Annotated[Knowledge, PlainValidator(_knowledge), PlainSerializer(lambda level: level.label)] = (
+        Knowledge.DEFENCE
+    )
     start: int = Field(1, ge=1)
     stop: int | None = Field(None, ge=1)
+    every: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if self.count is not None and self.share is not None:
-            raise ConfigError("give count or share of malicious clients, not both")
+        given = [name for name in ("count", "share", "clients", "prior") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(
+                f"give one of count, share, clients and prior of malicious clients, not {' and '.join(given)}"
+            )
         if self.stop is not None and self.stop < self.start:
             raise ConfigError(f"stop={self.stop} is before start={self.start}")
+        ids = self.clients or ()
+        if len(set(ids)) < len(ids) or min(ids, default=0) < 0:
+            raise ConfigError(f"clients must be different ids >= 0, got {list(ids)}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Experiments from before a key existed keep their hashes: it stays out at its default."""
+        table: dict[str, Any] = handler(self)
+        added = {"sybils": 0, "knowledge": Knowledge.DEFENCE.label, "every": 1}
+        return {key: value for key, value in table.items() if key not in added or value != added[key]}
 
     @property
     def absent(self) -> bool:
         """Whether nobody is malicious."""
-        return not self.count and not self.share
+        return not (self.count or self.share or self.clients or self.prior or self.sybils)
 
     def active(self, round: int) -> bool:
         """Whether the attack runs in ``round``."""
-        return self.start <= round and (self.stop is None or round <= self.stop)
+        inside = self.start <= round and (self.stop is None or round <= self.stop)
+        return inside and (round - self.start) % self.every == 0
 
 
 class Evaluation(Settings):
     """When and how the global model is tested.
 
     ``every`` rounds and after the last one; ``batch_size`` test samples at a time; ``twin`` also runs the same
-    experiment without its attack and reports the distance between the two models (doubles the time).
+    experiment without its attack and reports the distance between the two models (doubles the time); ``measure``
+    records in every round how far the honest updates lie apart and how far the aggregate is from their mean.
     """
 
     every: int = Field(50, ge=1)
     batch_size: int = Field(1000, ge=1)
     twin: bool = False
+    measure: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        table: dict[str, Any] = handler(self)
+        return {key: value for key, value in table.items() if key != "measure" or value}
 
 
 class Experiment(Settings):
@@ -173,6 +228,11 @@ class Experiment(Settings):
     def _fits(self) -> Self:
         if self.attack is not None and self.adversary.absent:
             raise ConfigError("there is an attack but nobody is malicious: set adversary.count or adversary.share")
+        if self.attack is not None and self.adversary.knowledge < self.attack.least:
+            name, least = ATTACKS.name(self.attack), self.attack.least.label
+            raise ConfigError(
+                f"adversary.knowledge is {self.adversary.knowledge.label!r}, but {name!r} needs at least {least!r}"
+            )
         if self.attack is None and self.evaluation.twin:
             raise ConfigError("evaluation.twin compares with the run without attack, but there is no attack")
         per_round = self.adversary.per_round

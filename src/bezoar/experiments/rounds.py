@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bezoar.aggregation import Context, Rule
-from bezoar.attacks import AttackContext, DataAttack, UpdateAttack
-from bezoar.clients import Work, accumulate
-from bezoar.data.dataset import Indices
+from bezoar.data.dataset import as_input
 from bezoar.errors import DivergedError, HostileRowsError
-from bezoar.experiments.setup import Setup, as_input, cross_entropy
+from bezoar.experiments.adversary import Mind, caught, measured, play_clients, remembered
+from bezoar.experiments.setup import Setup, cross_entropy
+from bezoar.experiments.work import Round, root_update
 from bezoar.seeding import derive, generator
-from bezoar.updates import Updates
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
-    """What changes from round to round, beside the flat model in the setup.
+    """What changes from round to round, beside the flat model in the setup. The mappings are never changed.
 
     Attributes:
         round: rounds played.
@@ -31,6 +29,9 @@ class State:
         rule: what the rule remembers.
         clients: ``momentum`` of all clients [n, d] and of the server's own update, ``root`` [d], where there is any.
         last: ``aggregate`` [d], the rule's answer in the last round that was not skipped.
+        attack: what the attack remembers.
+        past: ``weights`` [d] before the last step, ``sent`` [d], the sum of what the attackers sent then, and
+            ``cohort``, for attacks that want to know.
     """
 
     round: int = 0
@@ -38,6 +39,8 @@ class State:
     rule: Mapping[str, Tensor] = field(default_factory=dict)
     clients: Mapping[str, Tensor] = field(default_factory=dict)
     last: Mapping[str, Tensor] = field(default_factory=dict)
+    attack: Mapping[str, Tensor] = field(default_factory=dict)
+    past: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Clock:
@@ -77,15 +80,18 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     cohort = experiment.sampling.draw(
         setup.federation.n, t - 1, experiment.seed, setup.malicious, experiment.adversary.per_round
     )
-    attackers = np.intersect1d(cohort, setup.malicious, assume_unique=True)
-    attacking = experiment.attack is not None and experiment.adversary.active(t) and len(attackers) > 0
+    present = np.intersect1d(cohort, setup.malicious, assume_unique=True)
+    attackers = np.empty(0, dtype=np.int64)
+    if experiment.attack is not None and experiment.adversary.active(t):
+        attackers = np.concatenate([present, setup.sybils])
+        cohort = np.concatenate([cohort, setup.sybils])
     rule = experiment.defence.rule(lr)
     record: dict[str, Any] = {
         "kind": "round",
         "round": t,
         "lr": lr,
-        "attackers": len(attackers),
-        "attacking": attacking,
+        "attackers": len(attackers) if len(attackers) else len(present),
+        "attacking": len(attackers) > 0,
         "cohort": len(cohort),
         "clipped": None,
         "aggregate_norm": None,
@@ -93,37 +99,37 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         "excluded": 0,
         "skipped": None,
     }
-    memory = state.clients
+    # What the state becomes if the server gives up on the round: clients do not know, their momentum goes on.
+    after = replace(state, round=t, past={})
     try:
-        updates, memory = _updates(setup, memory, cohort, attackers if attacking else attackers[:0], lr, t)
-        clock.stop("clients")
-        if attacking and isinstance(experiment.attack, UpdateAttack):
-            updates = _attacked(setup, experiment.attack, rule, updates, attackers, lr, t)
-            clock.stop("attack")
-        root, memory = _root(setup, memory, lr, t) if rule.uses_root else (None, memory)
-        context = Context(
-            round=t,
-            model=setup.weights,
-            client_weights=_samples_held(setup, updates),
-            root_gradient=root,
-            last_aggregate=state.last.get("aggregate"),
-        )
-        draws = generator(experiment.seed, "defence", t)
-        answer = rule.aggregate(updates, state.rule, context, draws)
+        root: Tensor | None = None
+        if rule.uses_root:
+            root, memory = root_update(setup, after.clients, lr, t)
+            after = replace(after, clients=memory)
+        at = Round(setup, t, lr, cohort, attackers, rule, root, state.last.get("aggregate"))
+        cast = play_clients(at, after.clients, Mind(state.attack, state.past, state.rule, state.server), clock.stop)
+        after = replace(after, clients=cast.memory, attack=cast.attack)
+        updates, context = cast.updates, at.server_context(cast.claims)
+        answer = rule.aggregate(updates, state.rule, context, generator(experiment.seed, "defence", t))
     except HostileRowsError as error:
-        honest = np.setdiff1d(cohort, attackers if attacking else attackers[:0], assume_unique=True)
+        rows = cohort[list(error.rows)]
+        others = np.setdiff1d(cohort, attackers, assume_unique=True)
         # Rows are in the order of client ids, as the cohort is. Attackers alone can not end a run.
-        if len(honest) > 0 and np.isin(honest, cohort[list(error.rows)]).all():
+        if len(others) > 0 and np.isin(others, rows).all():
             raise DivergedError(f"no honest update is finite in round {t}") from None
         clock.stop("aggregation")
         record["skipped"] = str(error)
         record["excluded"] = len(error.rows)
-        # Clients do not know that the server gave up on the round: their momentum goes on.
-        return State(t, state.server, state.rule, memory, state.last), record, clock.seconds
+        return after, record, clock.seconds
     vector = answer.vector
     for i, part in enumerate(experiment.defence.post):
         vector = part(vector, generator(experiment.seed, "post", t, i))
     clock.stop("aggregation")
+    record |= {"attack": dict(cast.report), **caught(answer, updates, attackers)}
+    if experiment.evaluation.measure:
+        record |= measured(answer.vector, updates, attackers)
+    if experiment.attack is not None and experiment.attack.remembers:
+        after = replace(after, past=remembered(setup.weights, updates, attackers))
     try:
         step = experiment.defence.server.step(vector, experiment.clients.server_lr(lr), state.server)
     except DivergedError as error:
@@ -135,112 +141,17 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     record["excluded"] = len(answer.excluded)
     if answer.scales is not None:
         # Rows that were left out before the pipeline have scale 0.
-        present = answer.scales > 0
-        record["clipped"] = (present & (answer.scales < 1)).sum() / present.sum().clamp(min=1)
-    return State(t, step.state, answer.state, memory, {"aggregate": answer.vector}), record, clock.seconds
+        used = answer.scales > 0
+        record["clipped"] = (used & (answer.scales < 1)).sum() / used.sum().clamp(min=1)
+    after = replace(after, server=step.state, rule=answer.state, last={"aggregate": answer.vector})
+    return after, record, clock.seconds
 
 
-def _samples_held(setup: Setup, updates: Updates) -> Tensor:
-    """Number of samples of every row's client [n] float64; attackers have theirs as well."""
-    counts = torch.from_numpy(setup.federation.counts())
-    return counts[updates.clients.cpu()].to(setup.device, torch.float64)
-
-
-def _updates(
-    setup: Setup, memory: Mapping[str, Tensor], cohort: Indices, attackers: Indices, lr: float, t: int
-) -> tuple[Updates, Mapping[str, Tensor]]:
-    """What the cohort sends, rows in the order of client ids, and the clients' memory.
-
-    Attackers that replace their rows are left out; their momentum stands still meanwhile.
-    """
-    experiment, attack = setup.experiment, setup.experiment.attack
-    sends_rows = isinstance(attack, UpdateAttack) and len(attackers) > 0
-    honest = np.setdiff1d(cohort, attackers, assume_unique=True) if sends_rows else cohort
-    if len(honest) == 0:
-        raise HostileRowsError(f"round {t}: all {len(cohort)} clients of the cohort are malicious", ())
-    dataset = setup.federation.dataset
-    rows, owners = experiment.clients.chosen(*setup.federation.samples_of(cohort), experiment.seed, t)
-    present = torch.from_numpy(np.isin(owners, honest))
-    augment = generator(experiment.seed, "augment", t) if experiment.data.augment else None
-    # Augmented before attackers leave, so that honest samples look the same with and without an attack.
-    batch = dataset.batch(dataset.train, rows, augment)
-    targets = dataset.train.targets[torch.from_numpy(rows)]
-    if len(honest) < len(cohort):
-        batch, targets, owners = batch[present], targets[present], owners[present.numpy()]
-    inputs = as_input(batch, setup.device)
-    if isinstance(attack, DataAttack) and len(attackers) > 0:
-        poisoned = torch.from_numpy(np.isin(owners, attackers))
-        draws = generator(experiment.seed, "attack", t)
-        targets = targets.clone()
-        targets[poisoned] = attack.labels(targets[poisoned], len(dataset.classes), draws)
-    setup.model.train()
-    updates = experiment.clients.updates(_work(setup, inputs, targets, owners, lr, t))
-    if not experiment.clients.momentum:
-        return updates, memory
-    sent, momentum = accumulate(updates, memory.get("momentum"), experiment.clients.momentum, setup.federation.n)
-    return sent, {**memory, "momentum": momentum}
-
-
-def _work(setup: Setup, inputs: Tensor, targets: Tensor, owners: Indices, lr: float, t: int) -> Work:
-    return Work(
-        setup.model,
-        setup.weights,
-        setup.scratch,
-        cross_entropy,
-        inputs,
-        targets.to(setup.device),
-        torch.from_numpy(owners).to(setup.device),
-        lr,
-        t,
-        setup.experiment.seed,
-    )
-
-
-def _attacked(
-    setup: Setup, attack: UpdateAttack, rule: Rule, honest: Updates, attackers: Indices, lr: float, t: int
-) -> Updates:
-    """The honest updates with the attackers' among them."""
-    setup.scratch.module.train()
-    context = AttackContext(
-        t,
-        setup.experiment.seed,
-        torch.from_numpy(attackers),
-        setup.weights,
-        setup.scratch,
-        cross_entropy,
-        setup.experiment.defence.radius(lr),
-        setup.goal,
-        len(honest) + len(attackers),
-    )
-    return attack.rows(honest, rule, context)
-
-
-#: The server's id where it works like a client.
-_SERVER = -1
-
-
-def _root(setup: Setup, memory: Mapping[str, Tensor], lr: float, t: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """The server's own update [d] from the samples that it trusts, made as any client's, and the memory.
-
-    Raises:
-        DivergedError: it is not finite.
-    """
-    experiment, dataset = setup.experiment, setup.federation.dataset
-    owners = np.full(len(setup.root), _SERVER, dtype=np.int64)
-    rows, owners = experiment.clients.chosen(setup.root, owners, experiment.seed, t)
-    augment = generator(experiment.seed, "augment root", t) if experiment.data.augment else None
-    inputs = as_input(dataset.batch(dataset.train, rows, augment), setup.device)
-    targets = dataset.train.targets[torch.from_numpy(rows)]
-    setup.model.train()
-    one = experiment.clients.updates(_work(setup, inputs, targets, owners, lr, t))
-    root = one.combine(torch.ones(1, dtype=torch.float64, device=setup.device))
-    if not torch.isfinite(root).all():
-        raise DivergedError(f"the server's own update is not finite in round {t}")
-    beta = experiment.clients.momentum
-    if beta:
-        root = (1 - beta) * root + (beta * memory["root"] if "root" in memory else 0.0)
-        memory = {**memory, "root": root}
-    return root, memory
+def predicted_classes(setup: Setup, inputs: Tensor) -> Tensor:
+    """The class that the model, in evaluation mode, gives every input [N] as the model takes it."""
+    with torch.no_grad():
+        parts = torch.split(inputs, setup.experiment.evaluation.batch_size)
+        return torch.cat([setup.model(part).argmax(1).cpu() for part in parts])
 
 
 def evaluate(setup: Setup, t: int) -> dict[str, Any]:
@@ -264,9 +175,11 @@ def evaluate(setup: Setup, t: int) -> dict[str, Any]:
     clean = torch.ones(len(targets), dtype=torch.bool)
     attack_accuracy = None
     if setup.goal is not None:
-        rows = torch.from_numpy(setup.aux)
-        clean[rows] = False
-        attack_accuracy = float((predicted[rows] == setup.goal.labels.cpu()).double().mean())
+        if setup.goal.rows is not None:
+            clean[torch.from_numpy(setup.goal.rows)] = False
+        wanted = setup.goal.labels.cpu()
+        got = predicted_classes(setup, setup.goal.inputs)
+        attack_accuracy = float((got == wanted).double().mean())
     per_class = [float(right[targets == c].double().mean()) for c in range(len(dataset.classes))]
     mean_loss = loss / len(targets)
     return {

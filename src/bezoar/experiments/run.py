@@ -136,7 +136,7 @@ def _finished(folder: Path, digest: str) -> RunResult | None:
 
 
 #: The parts of the state that are mappings of tensors.
-_MEMORIES = ("server", "rule", "clients", "last")
+_MEMORIES = ("server", "rule", "clients", "last", "attack", "past")
 
 #: Marks tensors that stay on the CPU when the run is on another device, such as client ids.
 _ON_CPU = "@cpu"
@@ -247,8 +247,8 @@ def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, 
     last: dict[str, Any] = records.evaluations[-1] if records.evaluations and not diverged else {}
     attack_accuracy = last.get("attack_accuracy")
     impact = None
-    if attack_accuracy is not None and setup.goal is not None:
-        controlled = setup.attacker_share * len(setup.federation.indices)
+    controlled = setup.attacker_share * len(setup.federation.indices)
+    if attack_accuracy is not None and setup.goal is not None and controlled:
         impact = attack_accuracy * len(setup.goal.labels) / controlled
     phases = ("clients", "attack", "aggregation", "server", "evaluation")
     count = max(1, len(records.timings))

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bezoar.attacks import Attack, Goal, UpdateAttack, wrong_labels
+from bezoar.attacks import DataAttack, Goal, Knowledge, Tests, UpdateAttack
 from bezoar.clients import CLIENTS, Scratch, check_memory
 from bezoar.data import EpochSampling, Federation, compromised, load, partition
 from bezoar.data.dataset import Dataset, Indices
 from bezoar.errors import ConfigError
-from bezoar.experiments.config import Experiment
+from bezoar.experiments.config import Adversary, Experiment
 from bezoar.models import flatten, make_model
-from bezoar.seeding import generator, numpy_generator
+from bezoar.seeding import numpy_generator
 from bezoar.updates import Needs
 
 T = TypeVar("T")
@@ -38,11 +38,11 @@ class Setup:
     Attributes:
         federation: data set and partition.
         malicious: ids of the malicious clients, ascending.
+        sybils: ids of the adversary's extra clients, above all others.
         model: the global model; its parameters are views into ``weights``.
         weights: the global model, flat [d]; rounds change it in place.
         scratch: a private copy for local training.
         goal: the attackers' test points and wrong labels, None without a targeted attack.
-        aux: rows of those points in the test set.
         root: training rows that the server trusts, empty unless the rule uses them.
         device: where everything is computed.
     """
@@ -50,18 +50,23 @@ class Setup:
     experiment: Experiment
     federation: Federation
     malicious: Indices
+    sybils: Indices
     model: nn.Module
     weights: Tensor
     scratch: Scratch
     goal: Goal | None
-    aux: Indices
     root: Indices
     device: torch.device
 
     @property
     def attacker_share(self) -> float:
-        """Share of all clients that are malicious."""
+        """Share of all clients with data that are malicious."""
         return len(self.malicious) / self.federation.n
+
+    @property
+    def clients(self) -> int:
+        """Number of clients, sybils included."""
+        return self.federation.n + len(self.sybils)
 
 
 def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.device) -> Setup:
@@ -74,11 +79,16 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
     dataset = load(experiment.data.dataset, data_dir)
     federation = _at("data.partition", lambda: partition(dataset, experiment.data.partition, experiment.seed))
     adversary = experiment.adversary
-    malicious = np.empty(0, dtype=np.int64)
-    if not adversary.absent:
-        malicious = _at(
-            "adversary",
-            lambda: compromised(federation.n, count=adversary.count, share=adversary.share, seed=experiment.seed),
+    malicious = _at("adversary", lambda: _malicious(adversary, federation.n, experiment.seed))
+    sybils = np.arange(federation.n, federation.n + adversary.sybils, dtype=np.int64)
+    if len(sybils) and not len(malicious) and isinstance(experiment.attack, DataAttack):
+        raise ConfigError(
+            "adversary.sybils: there is no malicious client whose data they could copy: set adversary.count"
+        )
+    own_only = Knowledge.NONE < adversary.knowledge < Knowledge.HONEST_UPDATES
+    if own_only and not len(malicious) and isinstance(experiment.attack, UpdateAttack):
+        raise ConfigError(
+            f"adversary.knowledge is {adversary.knowledge.label!r}, but no malicious client has data: set count"
         )
     counts = federation.counts()
     if (counts == 0).any():
@@ -102,14 +112,29 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
     weights = flatten(model)
     experiment.defence.server.check(weights.numel())
     _fits(experiment, federation.n, weights)
-    goal, aux = _goal(experiment.attack, experiment, federation, device)
+    goal = _goal(experiment, dataset, device)
     root = _root(experiment, dataset)
-    return Setup(experiment, federation, malicious, model, weights, Scratch(model), goal, aux, root, device)
+    return Setup(experiment, federation, malicious, sybils, model, weights, Scratch(model), goal, root, device)
+
+
+def _malicious(adversary: Adversary, n: int, seed: int) -> Indices:
+    """The ids of the malicious clients, ascending."""
+    if adversary.clients is not None:
+        ids = np.array(sorted(adversary.clients), dtype=np.int64)
+        if len(ids) and ids[-1] >= n:
+            raise ConfigError(f"clients: client {ids[-1]} does not exist: clients are 0..{n - 1}")
+        return ids
+    if adversary.prior is not None:
+        return np.flatnonzero(~adversary.prior.draw(n, numpy_generator(seed, "honest set"))).astype(np.int64)
+    if adversary.count is None and adversary.share is None:
+        return np.empty(0, dtype=np.int64)
+    return compromised(n, count=adversary.count, share=adversary.share, seed=seed)
 
 
 def _fits(experiment: Experiment, n: int, weights: Tensor) -> None:
     """Raise unless pipeline, attack and clients fit the cohorts and each other: nobody waits for round 300 to hear."""
-    clients, pipeline, cohort = experiment.clients, experiment.defence.pipeline, experiment.sampling.cohort
+    clients, pipeline, sybils = experiment.clients, experiment.defence.pipeline, experiment.adversary.sybils
+    cohort = experiment.sampling.cohort
     d, itemsize = weights.numel(), weights.dtype.itemsize
     for size in _cohorts(experiment, n):
         _at("defence.pipeline", lambda size=size: pipeline.check(size))  # type: ignore[misc]
@@ -119,9 +144,9 @@ def _fits(experiment: Experiment, n: int, weights: Tensor) -> None:
                 f"clients.momentum: needs every client in every round, but sampling.cohort={cohort} of {n} clients: "
                 f"set sampling.cohort = {n}, or leave momentum to the server (defence.server.momentum)"
             )
-        _at("clients.momentum", lambda: check_memory(n, d, itemsize, clients.max_bytes))
+        _at("clients.momentum", lambda: check_memory(n + sybils, d, itemsize, clients.max_bytes))
         return
-    offers = clients.offers(cohort, d * itemsize)
+    offers = clients.offers(cohort + sybils, d * itemsize)
     _answers("defence.pipeline", pipeline.name, pipeline.needs & ~offers, experiment, d)
     attack = experiment.attack
     if isinstance(attack, UpdateAttack):
@@ -140,10 +165,15 @@ def _answers(key: str, who: str, missing: Needs, experiment: Experiment, d: int)
 
 def _cohorts(experiment: Experiment, n: int) -> set[int]:
     """The sizes of the cohorts that the run will see."""
-    sampling = experiment.sampling
+    sampling, adversary = experiment.sampling, experiment.adversary
     cohort = sampling.cohort
     ends = isinstance(sampling, EpochSampling) and experiment.rounds >= sampling.rounds_per_epoch(n)
-    return {cohort, n % cohort} if ends and n % cohort else {cohort}
+    sizes = {cohort, n % cohort} if ends and n % cohort else {cohort}
+    if not adversary.sybils or experiment.attack is None:
+        return sizes
+    joined = {size + adversary.sybils for size in sizes}
+    always = adversary.start == adversary.every == 1 and adversary.stop is None
+    return joined if always else sizes | joined
 
 
 def _root(experiment: Experiment, dataset: Dataset) -> Indices:
@@ -156,30 +186,11 @@ def _root(experiment: Experiment, dataset: Dataset) -> Indices:
     return np.sort(numpy_generator(experiment.seed, "root").choice(have, wanted, replace=False))
 
 
-def _goal(
-    attack: Attack | None, experiment: Experiment, federation: Federation, device: torch.device
-) -> tuple[Goal | None, Indices]:
-    """Draw the aux points from the test set, each with a uniformly random wrong label."""
-    if attack is None or not attack.targeted:
-        return None, np.empty(0, dtype=np.int64)
-    dataset = federation.dataset
-    size = int(getattr(attack, "aux", 0))
-    if size >= len(dataset.test):
-        raise ConfigError(f"attack.aux: {size} aux points leave no clean one of {len(dataset.test)} test samples")
-    draws = generator(experiment.seed, "aux")
-    rows = torch.randperm(len(dataset.test), generator=draws)[:size].sort().values
-    labels = wrong_labels(dataset.test.targets[rows], len(dataset.classes), draws)
-    return Goal(as_input(dataset.batch(dataset.test, rows), device), labels.to(device)), rows.numpy()
-
-
-def as_input(batch: Tensor, device: torch.device) -> Tensor:
-    """Samples as the model takes them; images in the memory format that convolutions like."""
-    batch = batch.to(device)
-    if batch.ndim != 4:
-        return batch
-    # Spelt out: ``contiguous(memory_format=...)`` leaves the strides of one-channel images as they are, and layers
-    # whose weights are views into one vector would then work in the slow format.
-    return batch.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+def _goal(experiment: Experiment, dataset: Dataset, device: torch.device) -> Goal | None:
+    if experiment.attack is None:
+        return None
+    attack, tests = experiment.attack, Tests(dataset, device)
+    return _at("attack", lambda: attack.goal(tests, experiment.seed))
 
 
 def _at(key: str, action: Callable[[], T]) -> T:
