@@ -46,12 +46,14 @@ class Knowledge(IntEnum):
 class Goal:
     """What targeted attackers want: ``inputs`` [s, ...] (as the model takes them) classified as ``labels`` [s].
 
-    ``rows`` are the rows of the test set that are left out of the clean test accuracy (None: none).
+    ``rows`` are the rows of the test set that are left out of the clean test accuracy (None: none). ``held`` [m, ...]
+    are further test samples that the attackers were handed to train on; whether they are misclassified is not counted.
     """
 
     inputs: Tensor
     labels: Tensor
     rows: Indices | None = None
+    held: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class AttackContext:
         own: the attackers' samples of this round with true labels.
         own_rows: the updates that the attackers would send if they were honest (attacks that set ``uses_own``).
         low, high: the darkest and the brightest value of an input as the model takes it, each [C, 1, ...].
+        mean, std: what inputs were normalised with, each [C, 1, ...]: the raw value is input * std + mean.
         server_context: what the rule will be handed beside the updates, rows in the order of client ids.
         rule_state: what the rule remembers; a rule that is probed gets it and its answer is thrown away.
         server: what turns the aggregate into a step.
@@ -148,6 +151,8 @@ class AttackContext:
     own_rows: Updates | None = None
     low: Tensor | None = None
     high: Tensor | None = None
+    mean: Tensor | None = None
+    std: Tensor | None = None
     server_context: Context = field(default_factory=Context)
     rule_state: State = field(default_factory=dict)
     server: Server = field(default_factory=SGD)
