@@ -1,0 +1,113 @@
+"""Softmax regression: samples with soft labels that have any reachable gradient exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bezoar.attacks.gradient_to_data.base import GradientToData, Points, linear_parameters
+from bezoar.errors import ConfigError
+
+
+def even_factors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """``matrix`` [C, m] = A V^T with orthonormal columns in V [m, r] whose last entries are all alike.
+
+    From the singular value decomposition, turned by a reflection. Of all such bases this one has the largest least
+    last entry.
+    """
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    rank = int((values > values[:1].sum() * 1e-13).sum())
+    a, v = left[:, :rank] * values[:rank], right[:rank].T
+    last = v[-1]
+    length = torch.linalg.vector_norm(last)
+    if rank and length > 0:
+        normal = last / length - torch.full_like(last, rank**-0.5)
+        square = normal @ normal
+        if square > 0:
+            a = a - torch.outer(a @ normal, normal) * (2 / square)
+            v = v - torch.outer(v @ normal, normal) * (2 / square)
+    return a, v
+
+
+@dataclass(frozen=True)
+class SoftmaxExact(GradientToData):
+    r"""Samples with soft labels that give softmax regression exactly the gradient G [C, p+1] (bias last).
+
+    One sample (x, y) gives the rank-one matrix (softmax(Wx + b) - y) (x, 1)^T. Every G whose columns sum to zero over
+    the classes is a sum of such ones:
+
+    .. math:: G = \sum_i \sigma_i u_i v_i^\top,\quad x_i = v_{i,1..p}/v_{i,p+1},\quad w_i = \sigma_i v_{i,p+1} u_i,\\
+        y_i = s_i - w_i/k_i,\quad s_i = \mathrm{softmax}(W x_i + b),\quad k_i = \lceil \max_c w_{i,c}/s_{i,c} \rceil
+
+    with k_i copies of each. The v_i are turned within their span so that their last entries are alike, which makes the
+    longest x_i as short as it can be. With ``radius`` t (the way where no v_i has a last entry, t = 1 then) each
+    direction v = (a, b) gets two samples instead, at +t and -t times a/|a|, of weights sigma u (b +- |a|/t)/2: inputs
+    of a length of one's choice. Without a bias x_i = v_i, or t v_i. More than ``most`` samples are an error.
+
+    Knows: the model and the gradient wanted.
+    Cost: a singular value decomposition, O(C^2 p); the number of samples grows with G and with the model's certainty.
+    Peers: none has it.
+    Reference: derived here, after Farhadkhani, Guerraoui, Hoang, Villemaud: An Equivalence Between Data Poisoning and
+        Byzantine Gradient Attacks, ICML 2022.
+    """
+
+    radius: float | None = None
+    most: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        if self.radius is not None and not (math.isfinite(self.radius) and self.radius > 0):
+            raise ConfigError(f"SoftmaxExact: radius must be finite and positive, got {self.radius}")
+        if self.most < 1:
+            raise ConfigError(f"SoftmaxExact: most must be at least 1, got {self.most}")
+
+    def __call__(self, model: nn.Module, gradient: Tensor) -> Points:
+        weight, bias, matrix = linear_parameters(model, gradient, "SoftmaxExact")
+        if len(weight) < 2:
+            raise ConfigError("SoftmaxExact: softmax needs at least two outputs, this model has one")
+        g = _balanced(matrix.double())
+        inputs, weights = self._parts(g, bias is not None)
+        outputs = inputs @ weight.double().T + (0 if bias is None else bias.double())
+        s = torch.softmax(outputs, dim=1)
+        copies = (weights / s).amax(1).ceil().clamp(min=1)
+        total = float(copies.sum())
+        if not total <= self.most:
+            raise ConfigError(
+                f"SoftmaxExact: {total:.3g} samples were needed, most={self.most}; the model is too sure of the "
+                "inputs, try another radius"
+            )
+        times = copies.long()
+        labels = s - weights / copies[:, None]
+        return Points(
+            inputs.repeat_interleave(times, 0).to(weight.dtype), labels.repeat_interleave(times, 0).to(weight.dtype)
+        )
+
+    def _parts(self, g: Tensor, biased: bool) -> tuple[Tensor, Tensor]:
+        """Inputs [P, p] and weights [P, C] whose products, with a 1 for the bias, sum to ``g``."""
+        a, v = even_factors(g)
+        if not v.shape[1]:
+            return g.new_zeros(1, len(v) - biased), g.new_zeros(1, len(a))
+        if not biased:
+            t = 1.0 if self.radius is None else self.radius
+            return t * v.T, a.T / t
+        if self.radius is None and bool(v[-1].abs().min() > 1e-6):
+            return (v[:-1] / v[-1]).T, (a * v[-1]).T
+        t = 1.0 if self.radius is None else self.radius
+        lengths = torch.linalg.vector_norm(v[:-1], dim=0)
+        units = (t * v[:-1] / lengths.clamp(min=1e-300)).T
+        plus, minus = (a * (v[-1] + lengths / t)).T / 2, (a * (v[-1] - lengths / t)).T / 2
+        return torch.cat([units, -units]), torch.cat([plus, minus])
+
+
+def _balanced(g: Tensor) -> Tensor:
+    """``g`` without the rounding errors of its column sums. Raises ConfigError if they are more than that."""
+    sums, scale = g.sum(0), float(g.abs().max())
+    worst = int(sums.abs().argmax())
+    if float(sums[worst].abs()) > 1e-4 * scale:
+        raise ConfigError(
+            f"SoftmaxExact: no data have this gradient: over the classes it must sum to zero for every input, but "
+            f"column {worst} sums to {float(sums[worst]):.3g}; subtract the mean over classes first"
+        )
+    return g - g.mean(0)
