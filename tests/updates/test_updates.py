@@ -233,3 +233,11 @@ def test_constructors_check_shapes() -> None:
         Mixed(honest, matrix(2, 5))
     with pytest.raises(BezoarError, match="basis must be"):
         Stacked(honest, torch.ones(1, 1), matrix(1, 5))
+
+
+def test_what_is_sent_keeps_infinities_of_copied_rows_only() -> None:
+    basis = torch.tensor([[1.0, 2.0], [torch.inf, 0.0]])
+    stacked = Stacked(DenseUpdates(torch.ones(3, 2)), torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), basis)
+    sent = stacked.sent()
+    assert sent[:2].tolist() == [[2.0, 4.0], [torch.inf, 0.0]]
+    assert torch.isnan(sent[2]).all()

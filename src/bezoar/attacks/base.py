@@ -249,7 +249,7 @@ class UpdateAttack(Attack, ABC):
                 )
             context = standalone(view, n, q, seed)
         sent = self.send(view, Mean() if defence is None else defence, context).rows
-        malicious = sent.select(sent.malicious.nonzero().flatten()).materialise()
+        malicious = sent.sent()
         return restore(malicious[0]) if single else restore(malicious)
 
 

@@ -210,12 +210,17 @@ def flags(answer: Aggregate, n: int) -> Tensor | None:
 
 
 def measured(vector: Tensor, updates: Updates, attackers: Indices) -> dict[str, Any]:
-    """How far honest updates lie apart (``variance``) and the squared distance of ``vector`` from their mean."""
+    """How far honest updates lie apart (``variance``), the squared distance of ``vector`` from their mean
+    (``deviation``), and what no rule can promise for it (``floor``)."""
     good = ~_malicious(updates, attackers) & updates.finite()
     if not good.any():
-        return {"variance": None, "deviation": None}
+        return {"variance": None, "deviation": None, "floor": None}
     weights = good.double() / good.sum()
     mean = updates.combine(weights).double()
     # Not through the norms' mean alone: where rows nearly coincide, both terms are large and their difference is not.
     distances = updates.squared_norms()[good] - 2 * updates.dot(mean)[good] + mean.square().sum()
-    return {"variance": distances.clamp(min=0).mean(), "deviation": (vector.double() - mean).square().sum()}
+    n, q = len(updates), len(attackers)
+    variance = distances.clamp(min=0).mean()
+    # What no rule can promise to stay below, whatever it is; without an honest majority, anything can happen.
+    floor = variance * (q / (n - 2 * q)) if n > 2 * q else torch.tensor(torch.inf)
+    return {"variance": variance, "deviation": (vector.double() - mean).square().sum(), "floor": floor}

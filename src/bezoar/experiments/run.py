@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -272,6 +272,7 @@ def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, 
         "per_class_accuracy": last.get("per_class_accuracy", []),
         "attackers_per_round_mean": sum(r["attackers"] for r in records.rounds if r["attacking"])
         / max(1, len(records.rounds)),
+        **_attacked(records.rounds),
         "rounds_skipped": sum(r["skipped"] is not None for r in records.rounds),
         "converged": converged,
         "convergence_note": note,
@@ -282,6 +283,17 @@ def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, 
         "commit": environment.commit(),
         "hash": digest,
     }
+
+
+def _attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Means over the rounds with an attack (over all, if there is none) of what was noticed and measured."""
+    attacked = [record for record in rounds if record["attacking"]] or rounds
+
+    def mean(key: str) -> float | None:
+        known = [record[key] for record in attacked if record.get(key) is not None]
+        return sum(known) / len(known) if known else None
+
+    return {key: mean(key) for key in ("detected", "false_alarms", "variance", "deviation", "floor")}
 
 
 def _converged(last: Mapping[str, Any], classes: int, diverged: str | None) -> tuple[bool, str]:

@@ -23,6 +23,7 @@ from bezoar.reports.style import Plot
 from bezoar.reports.tables import (
     Column,
     Table,
+    adversary_table,
     comparison_table,
     matrix_table,
     over_attacks_table,
@@ -45,6 +46,7 @@ __all__ = [
     "Summary",
     "Table",
     "Timing",
+    "adversary_table",
     "comparison_table",
     "load",
     "matrix_table",

@@ -23,6 +23,7 @@ from bezoar.reports.rows import Grid, grid
 from bezoar.reports.tables import (
     Entry,
     Table,
+    adversary_table,
     comparison_table,
     matrix_table,
     over_attacks_table,
@@ -114,6 +115,7 @@ def _parts(g: Grid) -> Iterable[str]:
         yield _table_section(g, matrix_table(g, targeted))
     yield _table_section(g, comparison_table(g), "Results at the final round")
     yield _table_section(g, over_attacks_table(g))
+    yield _table_section(g, adversary_table(g))
     yield _missing(g.missing, c)
     for name in ("curves", "plane", "distances", "timing"):
         if name in plots:

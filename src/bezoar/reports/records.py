@@ -64,7 +64,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Summary:
-    """A finished run at its last round; None marks what does not apply."""
+    """A finished run at its last round; None marks what does not apply.
+
+    ``detected`` and ``false_alarms`` are shares of attackers and of others that the rule flagged, ``variance``,
+    ``deviation`` and ``floor`` say how far honest updates lay apart, how far the aggregate was from their mean
+    (squared), and what no rule can promise for that; all are means over the rounds with an attack.
+    """
 
     name: str
     seed: int | None
@@ -78,6 +83,11 @@ class Summary:
     distance_l2: float | None
     per_class_accuracy: tuple[float, ...]
     attackers_per_round_mean: float | None
+    detected: float | None
+    false_alarms: float | None
+    variance: float | None
+    deviation: float | None
+    floor: float | None
     converged: bool
     convergence_note: str
     seconds: Mapping[str, float]
@@ -359,6 +369,11 @@ def _summary(file: Path) -> Summary | None:
         distance_l2=_maybe(o.get("distance_l2")),
         per_class_accuracy=_floats(o.get("per_class_accuracy")),
         attackers_per_round_mean=_maybe(o.get("attackers_per_round_mean")),
+        detected=_maybe(o.get("detected")),
+        false_alarms=_maybe(o.get("false_alarms")),
+        variance=_maybe(o.get("variance")),
+        deviation=_maybe(o.get("deviation")),
+        floor=_maybe(o.get("floor")),
         converged=bool(o["converged"]),
         convergence_note=_text(o.get("convergence_note")),
         seconds=_mapping(o.get("seconds"), _float),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from bezoar.reports.estimates import Estimate
-from bezoar.reports.records import PHASES, Comparison, Run, as_comparison
+from bezoar.reports.records import PHASES, Comparison, Run, Summary, as_comparison
 from bezoar.reports.rows import Grid, Row, grid
 
 if TYPE_CHECKING:
@@ -307,6 +307,43 @@ def _diverged(entry: Entry) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+def adversary_table(records: Comparison | Run | Grid) -> Table | None:
+    """Who was flagged, and how far the aggregate went beside what no rule can promise; None if nothing is known."""
+    g = _grid(records)
+    flagged = {
+        "detected": ("attackers flagged", lambda s: s.detected),
+        "false_alarms": ("others flagged", lambda s: s.false_alarms),
+    }
+    measured = {
+        "variance": ("variance of honest updates", lambda s: s.variance),
+        "deviation": ("squared error of the aggregate", lambda s: s.deviation),
+        "floor": ("floor", lambda s: s.floor),
+    }
+    found: list[tuple[Column, list[Estimate | None]]] = []
+    readers: dict[str, tuple[str, Callable[[Summary], float | None]]] = {**flagged, **measured}
+    for key, (title, reader) in readers.items():
+        values = [row.of(reader) for row in g.rows]
+        if any(value is not None for value in values):
+            share = key in flagged
+            decimals = 1 if share else _decimals(value.mean for value in values if value)
+            found.append((Column(key, title, "%" if share else "", 100 if share else 1, decimals), values))
+    rows = [row for row in g.rows if row.n]
+    if not found or not rows:
+        return None
+    notes = ["Means over the rounds with an attack. Flagged: left out, not selected, or next to no weight."]
+    if any(column.key == "floor" for column, _ in found):
+        notes.append(
+            "Floor: q/(n - 2q) times the variance of the honest updates, for q attackers among n clients. No rule can "
+            "promise a smaller squared error against updates that lie so far apart, not even if attackers only poison "
+            "data; a single attack need not reach it."
+        )
+    columns = (*_label_columns(g), *(column for column, _ in found))
+    entries = tuple((*_labels(g, r), *(values[i] for _, values in found)) for i, r in enumerate(g.rows) if r.n)
+    return Table(
+        "adversary", "What the defence noticed, and how far the aggregate went", columns, entries, tuple(notes)
+    )
+
+
 def per_class_table(records: Comparison | Run | Grid) -> Table | None:
     """Accuracy of each class at the final round; None if it was not recorded."""
     g = _grid(records)
@@ -384,6 +421,7 @@ def tables(records: Comparison | Run | Grid) -> tuple[Table, ...]:
         matrix_table(g),
         matrix_table(g, targeted=True),
         over_attacks_table(g),
+        adversary_table(g),
         timing_table(g),
         per_class_table(g),
         runs_table(g),

@@ -85,6 +85,13 @@ class Stacked(Updates):
             other.__dict__["_border"] = self.__dict__["_border"]
         return other
 
+    def sent(self) -> Tensor:
+        """The malicious rows [q, d] in the order of ``coefficients``; copies of a basis row keep its infinities."""
+        rows = (self.coefficients.to(self.dtype) @ self._clean).masked_fill(self._spoilt[:, None], torch.nan)
+        copies = ((self.coefficients != 0).sum(1) == 1) & (self.coefficients == 1).any(1)
+        rows[copies] = self.basis[self.coefficients[copies].argmax(1)]
+        return rows
+
     def _borders(self) -> tuple[Tensor, Tensor]:
         """Inner products of honest rows with the basis [n_h, k] and of the basis with itself [k, k]."""
         if "_border" not in self.__dict__:
