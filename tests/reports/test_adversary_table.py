@@ -34,7 +34,7 @@ def test_detection_and_error_are_shown_beside_the_floor(tmp_path: Path) -> None:
     krum, median = table.shown()
     assert krum[2].startswith("100.0")
     assert krum[3].startswith("30.0 ±")
-    assert krum[5:] == ["4.00 ± 0.00", "0.50 ± 0.00"]
+    assert krum[5:] == ["4.00 ± 0.00", "0.500 ± 0.000"]
     assert median[2:4] == ["–", "–"]
     assert any("q/(n - 2q)" in note for note in table.notes)
     assert any(found.name == "adversary" for found in tables(records))

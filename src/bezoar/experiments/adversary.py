@@ -159,6 +159,8 @@ def _context(at: Round, mind: Mind, own: Batch, claims: Tensor) -> AttackContext
         own=own if len(own) else None,
         low=-mean / std,
         high=(1 - mean) / std,
+        mean=mean,
+        std=std,
         server_context=at.server_context(weights),
         rule_state=mind.rule,
         server=experiment.defence.server,
