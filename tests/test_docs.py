@@ -10,6 +10,7 @@ import pytest
 import tomlkit
 
 from bezoar.aggregation import RULES
+from bezoar.attacks import ATTACKS
 from bezoar.cli import app
 from bezoar.experiments.defence import defence
 
@@ -26,7 +27,8 @@ def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     # Names that a page registers are gone after it.
     for attribute in ("_parts", "_names"):
-        monkeypatch.setattr(RULES, attribute, dict(getattr(RULES, attribute)))
+        for registry in (RULES, ATTACKS):
+            monkeypatch.setattr(registry, attribute, dict(getattr(registry, attribute)))
     namespace: dict[str, object] = {"__name__": "example"}
     for number, block in enumerate(blocks(page, "python")):
         code = compile(block, f"{page.name}, python block {number + 1}", "exec", dont_inherit=True)
@@ -62,10 +64,11 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name}: {target} does not exist"
 
 
-def test_the_page_of_rules_is_what_their_docstrings_say() -> None:
-    spec = importlib.util.spec_from_file_location("make_rules", ROOT / "docs" / "make_rules.py")
+def test_generated_pages_are_what_the_docstrings_say() -> None:
+    spec = importlib.util.spec_from_file_location("make_pages", ROOT / "docs" / "make_pages.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run python docs/make_rules.py"
+    for path, page in module.PAGES.items():
+        assert path.read_text(encoding="utf-8") == page(), f"{path.name}: run python docs/make_pages.py"

@@ -1,0 +1,118 @@
+"""Write docs/rules.md and docs/attacks.md from docstrings: ``python docs/make_pages.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bezoar.aggregation import RULES, Columnwise, Mixing
+from bezoar.attacks import ATTACKS, Attack, DataAttack, Knowledge, UpdateAttack
+from bezoar.registry import Entry
+
+DOCS = Path(__file__).parent
+
+RULES_HEAD = """# All rules
+
+n rows of d parameters, f of them declared bad, q of them bad in truth. A *constant* kappa promises
+|F(x) - mean_S|^2 <= kappa Var_S for the honest rows S, whatever the others send; [robustness.md](robustness.md) has the
+proofs of what is marked exact or proved. It ranks worst cases, not benchmarks. *Peers* says how the defaults of other
+libraries differ.
+
+This page is written by `python docs/make_pages.py` from the docstrings; `bezoar list rules NAME` prints the same.
+"""
+
+RULES_TAIL = """## Not here
+
+**DeepSight** (Rieger, Nguyen, Miettinen, Sadeghi: NDSS 2022) clusters clients by three votes. One of them, the division
+differences, compares what each client's whole model answers to random inputs with what the global model answers. A
+rule here sees updates, not models to run, and DeepSight without that vote would be another, weaker rule under its name.
+"""
+
+ATTACKS_HEAD = """# All attacks
+
+n clients in a round, q of them attackers, the honest set S with mean update x_S. Updates are in descent sign (global
+minus local model). *Knows* is the least that attackers must know (`adversary.knowledge`); with less than the honest
+updates of the round, attacks that are made from updates are made from the attackers' own. *Targeted* attacks want
+certain inputs misclassified, and `attack_accuracy` is the share of those that are.
+
+Attacks on updates also work alone: `ALIE()(honest, n=25, q=5)` gives five rows against twenty honest ones (a tensor, an
+array or a list), `ALIE()(honest)` one vector; attacks that adapt take `defence=`.
+[experiments.md](experiments.md) tells who attacks, when, and what the adversary knows; [extending.md](extending.md) how
+to write one.
+
+This page is written by `python docs/make_pages.py` from the docstrings; `bezoar list attacks NAME` prints the same.
+"""
+
+
+def rules_page() -> str:
+    """The page of all rules."""
+    groups: dict[str, list[Entry]] = {"Rules on whole updates": [], "Rules on coordinates": [], "Pre-aggregators": []}
+    for entry in RULES.entries():
+        part = RULES[entry.name]
+        kinds = {Mixing: "Pre-aggregators", Columnwise: "Rules on coordinates"}
+        group = next((title for base, title in kinds.items() if issubclass(part, base)), "Rules on whole updates")
+        groups[group].append(entry)
+    return _page(RULES_HEAD, groups, RULES_TAIL)
+
+
+def attacks_page() -> str:
+    """The page of all attacks."""
+    titles = (
+        "On updates",
+        "On updates, adapting to the defence",
+        "On updates, by training",
+        "On data",
+        "Honest mistakes",
+    )
+    groups: dict[str, list[Entry]] = {title: [] for title in titles}
+    for entry in ATTACKS.entries():
+        groups[titles[_group(ATTACKS[entry.name])]].append(entry)
+    return _page(ATTACKS_HEAD, groups, "")
+
+
+def _group(attack: type[Attack]) -> int:
+    if issubclass(attack, DataAttack):
+        return 4 if attack.__module__.endswith(".mistakes") else 3
+    if attack.least is Knowledge.DEFENCE:
+        return 1
+    return 2 if attack.targeted or attack.least is Knowledge.MODEL else 0
+
+
+def _page(head: str, groups: dict[str, list[Entry]], tail: str) -> str:
+    lines = [head]
+    for title, entries in groups.items():
+        lines += [f"## {title}\n"]
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            lines += _section(entry)
+    return "\n".join([*lines, tail]) if tail else "\n".join(lines)
+
+
+def _section(entry: Entry) -> list[str]:
+    lines = [f"### {entry.name}\n", f"{entry.summary.replace('``', '`')}\n"]
+    card = dict(entry.card)
+    if formula := card.pop("Formula", None):
+        lines += ["```math", formula, "```\n"]
+    lines += [f"- **Parameters**: `{entry.parameters}`" if entry.parameters else "- **Parameters**: none"]
+    lines += _facts(entry)
+    lines += [f"- **{label}**: {text.replace('``', '`')}" for label, text in card.items() if label != "Knows"]
+    return [*lines, ""]
+
+
+def _facts(entry: Entry) -> Iterable[str]:
+    """What a class says of an attack."""
+    if entry.name not in ATTACKS or entry.name in RULES:
+        return
+    attack = ATTACKS[entry.name]
+    knows = entry.card.get("Knows", "").replace("``", "`")
+    yield f"- **Knows**: at least `{attack.least.label}`" + (f"; {knows}" if knows else "")
+    if attack.targeted:
+        yield "- **Targeted**: yes"
+    if issubclass(attack, UpdateAttack) and attack.uses_own is True:
+        yield "- **Uses** the updates that the attackers would send honestly"
+
+
+PAGES = {DOCS / "rules.md": rules_page, DOCS / "attacks.md": attacks_page}
+
+if __name__ == "__main__":
+    for path, page in PAGES.items():
+        path.write_text(page(), encoding="utf-8")
