@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bezoar.attacks.gradient_to_data.base import GradientToData, Points, linear_parameters
+from bezoar.attacks.gradient_to_data.base import GradientToData, Points, linear_layer, linear_parameters
 from bezoar.errors import ConfigError
 from bezoar.seeding import generator
 
@@ -99,9 +99,14 @@ class Equiprobable(GradientToData):
         if len(weight) < 2:
             raise ConfigError("Equiprobable: needs at least two outputs, this model has one")
         step = 1 / (2 * self.strength)
-        target = weight - step * matrix[:, : weight.shape[1]]
         shift = None if bias is None else bias - step * matrix[:, -1]
+        return self._draw(weight - step * matrix[:, : weight.shape[1]], shift)
+
+    def label(self, model: nn.Module) -> Points:
+        """Samples labelled by ``model`` itself: from it, one learns it."""
+        layer = linear_layer(model, "Equiprobable")
+        return self._draw(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
+
+    def _draw(self, weight: Tensor, bias: Tensor | None) -> Points:
         draws = generator(self.seed, "equiprobable points")
-        return equiprobable_points(
-            target, shift, self.points, draws, box=self.box, noise=self.noise, labels=self.labels
-        )
+        return equiprobable_points(weight, bias, self.points, draws, box=self.box, noise=self.noise, labels=self.labels)
