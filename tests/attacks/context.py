@@ -1,0 +1,108 @@
+"""A round as attackers see it, with everything that an attack may ask for, on made-up images."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from bezoar.aggregation import Context
+from bezoar.attacks import Attack, AttackContext, Batch, Tests
+from bezoar.clients import Scratch
+from bezoar.data import Dataset, Samples
+from bezoar.experiments.setup import cross_entropy
+from bezoar.models import flatten, make_model
+from bezoar.seeding import generator
+from bezoar.updates import Updates, client_gradients
+
+MEAN, STD, CLASSES = 0.3, 0.4, 10
+SHAPE = (1, 8, 8)
+
+
+def make_dataset(train: int = 60, test: int = 600) -> Dataset:
+    """Random 8x8 images of ten classes, each class brighter in its own rows, stored as bytes."""
+    draws = generator(0, "tests: images")
+
+    def part(size: int) -> Samples:
+        targets = torch.arange(size) % CLASSES
+        inputs = torch.randint(0, 120, (size, *SHAPE), generator=draws)
+        inputs += 13 * ((torch.arange(8)[:, None] + targets[:, None, None, None]) % CLASSES)
+        return Samples(inputs.clamp(max=255).to(torch.uint8), targets)
+
+    return Dataset("made-up", part(train), part(test), tuple("0123456789"), mean=(MEAN,), std=(STD,))
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A round: the honest updates ``view``, and what the attackers know beside."""
+
+    view: Updates
+    context: AttackContext
+    tests: Tests
+
+
+def world(
+    attack: Attack | None = None,
+    *,
+    honest: tuple[int, ...] = (0, 2, 4, 6, 7, 9, 11, 12, 13),
+    attackers: tuple[int, ...] = (3, 8),
+    samples: int = 6,
+    round: int = 5,
+    seed: int = 7,
+    method: str = "auto",
+    **known: Any,
+) -> World:
+    """A round of a small MLP; ``known`` replaces fields of the context, ``attack`` sets what it aims at."""
+    model = make_model("mlp", SHAPE, CLASSES, seed=0, hidden=[8])
+    weights = flatten(model)
+    draws = generator(1, "tests: clients")
+    dataset = make_dataset()
+    tests = Tests(dataset, torch.device("cpu"))
+    everyone = torch.tensor(sorted((*honest, *attackers)))
+    owners = everyone.repeat_interleave(samples)
+    picked = torch.randint(len(dataset.train), (len(owners),), generator=draws)
+    batch = Batch(dataset.batch(dataset.train, picked), dataset.train.targets[picked], owners)
+    bad = torch.isin(owners, torch.tensor(attackers))
+
+    def updates(part: Batch) -> Updates:
+        return client_gradients(model, cross_entropy, part.inputs, part.targets, part.owners, method=method)  # type: ignore[arg-type]
+
+    own = batch.select(bad)
+    n = len(everyone)
+    mean, std = torch.full((1, 1, 1), MEAN), torch.full((1, 1, 1), STD)
+    trusted = client_gradients(
+        model, cross_entropy, dataset.batch(dataset.test, slice(0, 20)), dataset.test.targets[:20],
+        torch.zeros(20, dtype=torch.int64),
+    )  # fmt: skip
+    last = torch.randn(len(weights), generator=draws)
+    fields: dict[str, Any] = {
+        "round": round,
+        "seed": seed,
+        "clients": torch.tensor(attackers),
+        "weights": weights,
+        "scratch": Scratch(model),
+        "loss_fn": cross_entropy,
+        "radius": 2.0,
+        "goal": None if attack is None else attack.goal(tests, seed),
+        "cohort": n,
+        "classes": CLASSES,
+        "lr": 0.1,
+        "own": own,
+        "own_rows": updates(own),
+        "low": -mean / std,
+        "high": (1 - mean) / std,
+        "mean": mean,
+        "std": std,
+        "server_context": Context(
+            round=round,
+            model=weights,
+            client_weights=torch.linspace(1.0, 1.2, n, dtype=torch.float64),
+            root_gradient=trusted.combine(torch.ones(1)),
+            last_aggregate=last,
+        ),
+        "previous_weights": weights + 0.1 * last,
+        "previous_sent": torch.randn(len(weights), generator=draws),
+        "previous_cohort": n,
+    }
+    return World(updates(batch.select(~bad)), AttackContext(**(fields | known)), tests)
