@@ -31,6 +31,7 @@ from bezoar.attacks.random_direction import RandomDirection
 from bezoar.attacks.semantic import Semantic
 from bezoar.attacks.sign_flip import SignFlip
 from bezoar.attacks.trigger import DBA, BadNets
+from bezoar.attacks.virtual_data import VirtualData
 from bezoar.registry import Registry
 
 ATTACKS: Registry[Attack] = Registry(
@@ -56,6 +57,7 @@ ATTACKS: Registry[Attack] = Registry(
         "unit-error": UnitError,
         "biased-sampling": BiasedSampling,
         "duplicated-records": DuplicatedRecords,
+        "virtual-data": VirtualData,
     },
 )
 
@@ -91,5 +93,6 @@ __all__ = [
     "Tests",
     "UnitError",
     "UpdateAttack",
+    "VirtualData",
     "wrong_labels",
 ]

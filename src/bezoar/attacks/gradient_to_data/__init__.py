@@ -12,6 +12,7 @@ from bezoar.attacks.gradient_to_data.base import (
 from bezoar.attacks.gradient_to_data.equiprobable import Equiprobable, equiprobable_points
 from bezoar.attacks.gradient_to_data.linear import LinearPoint, linear_point
 from bezoar.attacks.gradient_to_data.logistic import LogisticCopies
+from bezoar.attacks.gradient_to_data.matching import Found, GradientMatching
 from bezoar.attacks.gradient_to_data.softmax import SoftmaxExact
 from bezoar.registry import Registry
 
@@ -22,12 +23,15 @@ GRADIENT_TO_DATA: Registry[GradientToData] = Registry(
         "logistic-copies": LogisticCopies,
         "softmax-exact": SoftmaxExact,
         "equiprobable": Equiprobable,
+        "matching": GradientMatching,
     },
 )
 
 __all__ = [
     "GRADIENT_TO_DATA",
     "Equiprobable",
+    "Found",
+    "GradientMatching",
     "GradientToData",
     "LinearPoint",
     "LogisticCopies",

@@ -110,7 +110,7 @@ class GradientMatching(GradientToData):
             raise ConfigError(f"GradientMatching: spread must be finite and 0 or more, got {self.spread}")
 
     def __call__(self, model: nn.Module, gradient: Tensor) -> Points:
-        first = next((layer for layer in model.modules() if next(layer.parameters(recurse=False), None) is not None))
+        first = next(layer for layer in model.modules() if next(layer.parameters(recurse=False), None) is not None)
         shape = self.shape or ((first.in_features,) if isinstance(first, nn.Linear) else ())
         if not shape:
             raise ConfigError(
@@ -157,7 +157,8 @@ class GradientMatching(GradientToData):
         model.eval()
         try:
             with torch.enable_grad():
-                x, value, restart = self._descend(self._objective(model, gradient, base.targets, loss), base, low, high)
+                objective = self._objective(model, gradient, base.targets, loss)
+                x, restart = self._descend(objective, base.inputs, low, high)
                 points = Points(x, base.targets)
                 reached = compare(points_gradient(model, points, loss, self.reduction), gradient)
         finally:
@@ -216,10 +217,10 @@ class GradientMatching(GradientToData):
         return batched if all(isinstance(layer, _BATCHED) for layer in model.modules()) else one_by_one
 
     def _descend(
-        self, objective: Objective, base: Points, low: Tensor | None, high: Tensor | None
-    ) -> tuple[Tensor, float, int]:
-        """The best inputs found, their objective, and the restart that found them."""
-        x, floor, ceiling = self._starts(base.inputs, low, high)
+        self, objective: Objective, base: Tensor, low: Tensor | None, high: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """The best inputs found [P, ...], and the restart that found them."""
+        x, floor, ceiling = self._starts(base, low, high)
         optimiser = torch.optim.Adam([x], lr=self.lr)
         best, least = x.clone(), x.new_full((self.restarts,), torch.inf)
         for step in range(self.steps + 1):
@@ -236,7 +237,7 @@ class GradientMatching(GradientToData):
             optimiser.step()
             x.clamp_(floor, ceiling)
         restart = int(least.argmin())
-        return best[restart], float(least[restart]), restart
+        return best[restart], restart
 
     def _starts(self, base: Tensor, low: Tensor | None, high: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Where every restart begins [R, P, ...], and the box that inputs stay in."""
