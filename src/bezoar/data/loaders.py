@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from bezoar.data import _cifar, _files, _mnist
+from bezoar.data import _cifar, _files, _heart, _mnist
 from bezoar.data._digits import load_digits
 from bezoar.data._hub import load_hub
 from bezoar.data._images import ImageSet
@@ -50,6 +50,12 @@ DATASETS: dict[str, Source] = {
         _idx(_mnist.MNIST, "70,000 grey 28x28 handwritten digits, 10 classes; with QMNIST's labels, who wrote them"),
         _parquet(_cifar.CIFAR10, "60,000 colour 32x32 photographs, 10 classes"),
         _parquet(_cifar.CIFAR100, "60,000 colour 32x32 photographs, 100 classes"),
+        Source(
+            "heart-disease",
+            "920 patients of four hospitals, 22 features, healthy or not; columns hospital and ward (UCI)",
+            _heart.load_heart,
+            _heart.WANTED,
+        ),
     )
 }
 
