@@ -140,7 +140,7 @@ def test_ctrl_c_is_a_clean_stop(config: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
-@pytest.mark.parametrize("what", ["recipes", "rules", "attacks", "datasets", "models", "partitions"])
+@pytest.mark.parametrize("what", ["recipes", "rules", "attacks", "priors", "datasets", "models", "partitions"])
 def test_lists(what: str) -> None:
     done = bezoar("list", what)
     assert done.returncode == 0

@@ -264,7 +264,7 @@ def list_(
         str,
         typer.Argument(
             help="recipes, rules, attacks, datasets, models, partitions, samplings, clients, servers, schedules, "
-            "posts, presets"
+            "priors, posts, presets"
         ),
     ],
     name: Annotated[str | None, typer.Argument(help="show all that is known about this one")] = None,
@@ -276,6 +276,7 @@ def list_(
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from bezoar.experiments.catalogue import entries
 
@@ -290,7 +291,8 @@ def list_(
         return
     table = Table("name", "parameters", "", box=None, header_style="bold", pad_edge=False)
     for entry in found:
-        table.add_row(entry.name, entry.parameters, entry.summary)
+        # Not as markup: brackets in a docstring are brackets.
+        table.add_row(entry.name, Text(entry.parameters), Text(entry.summary))
     Console().print(table)
 
 

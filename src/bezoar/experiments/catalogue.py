@@ -16,6 +16,7 @@ from bezoar.experiments.config import read_toml
 from bezoar.experiments.defence import PRESETS
 from bezoar.models import MODELS
 from bezoar.recipes import recipes
+from bezoar.priors import PRIORS
 from bezoar.registry import Entry
 from bezoar.servers import SERVERS
 from bezoar.servers.schedules import SCHEDULES
@@ -63,6 +64,7 @@ _KINDS: Mapping[str, Callable[[], list[Entry]]] = {
     "servers": SERVERS.entries,
     "presets": _presets,
     "attacks": ATTACKS.entries,
+    "priors": PRIORS.entries,
     "datasets": _datasets,
     "models": _models,
     "partitions": PARTITIONS.entries,
