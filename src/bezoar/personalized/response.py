@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def respond(problem: Problem, rho: Tensor, start: Tensor | None = None) -> Tenso
 
     Linear regression is solved in closed form, up to one scalar equation where the regulariser is not quadratic. Other
     losses are minimised by L-BFGS from ``start`` [N, D] (default: everybody at rho): to the minimum if they are convex,
-    to a stationary point otherwise.
+    to a stationary point otherwise (with ReLU possibly to a kink).
     """
     answers = []
     for n in range(problem.users):
@@ -73,25 +75,32 @@ def _ridge(problem: Problem, n: int, rho: Tensor) -> Tensor:
 
 def _tied_step(curvature: Tensor, slope: Tensor, regularizer: Regularizer) -> Tensor:
     """rho - theta in the eigenbasis: (H + c(r))^-1 slope, where r is its own length and c(r) the pull at r."""
-    if isinstance(regularizer, L2) and float(slope.norm()) <= regularizer.strength:
-        return torch.zeros_like(slope)
-    if not bool(slope.any()):
+    if not bool(slope.any()) or (isinstance(regularizer, L2) and float(slope.norm()) <= regularizer.strength):
         return torch.zeros_like(slope)
 
-    def step(r: float) -> Tensor:
-        return slope / (curvature + regularizer.pull(slope.new_tensor(r)))
+    # In NumPy: the vectors are short, and the loop is run for every user in every round.
+    steep, bend = slope.numpy(), curvature.numpy()
 
-    low, high = 0.0, 1.0
-    while float(step(high).norm()) > high:
-        low, high = high, 2 * high
+    def excess(r: float) -> float:
+        c = float(regularizer.pull(torch.tensor(r, dtype=torch.float64)))
+        return float(np.linalg.norm(steep / (bend + c))) - r
+
+    low, high, above, below = 0.0, 1.0, math.inf, excess(1.0)
+    while below > 0:
+        low, high, above = high, 2 * high, below
+        below = excess(high)
         if high > 1e150:
             raise DivergedError("a user's best model is infinitely far: its data do not bound it, set ridge")
-    for _ in range(200):
+    for trial in range(200):
+        # The chord where it helps, with a plain halving every third time so that the bracket surely shrinks.
         middle = low + (high - low) / 2
-        if middle in (low, high):
+        if trial % 3 and math.isfinite(above):
+            middle = low + (high - low) * above / (above - below)
+        if not low < middle < high or high - low <= 4e-16 * high:
             break
-        low, high = (middle, high) if float(step(middle).norm()) > middle else (low, middle)
-    return step(high)
+        value = excess(middle)
+        low, high, above, below = (middle, high, value, below) if value > 0 else (low, middle, above, value)
+    return slope / (curvature + regularizer.pull(slope.new_tensor(high)))
 
 
 def _descend(problem: Problem, n: int, rho: Tensor, start: Tensor) -> Tensor:

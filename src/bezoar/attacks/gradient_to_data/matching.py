@@ -221,7 +221,7 @@ class GradientMatching(GradientToData):
     ) -> tuple[Tensor, int]:
         """The best inputs found [P, ...], and the restart that found them."""
         x, floor, ceiling = self._starts(base, low, high)
-        optimiser = torch.optim.Adam([x], lr=self.lr)
+        first, second = torch.zeros_like(x), torch.zeros_like(x)
         best, least = x.clone(), x.new_full((self.restarts,), torch.inf)
         for step in range(self.steps + 1):
             value, slope = objective(x)
@@ -232,10 +232,13 @@ class GradientMatching(GradientToData):
                 break
             # A sample at which the slope is undefined stays where it is.
             slope = slope.nan_to_num(0.0, 0.0, 0.0)
-            x.grad = slope.sign() if self.optimiser == "sign-adam" else slope
-            optimiser.param_groups[0]["lr"] = self.lr * 0.1 ** sum(8 * step >= m * self.steps for m in (3, 5, 7))
-            optimiser.step()
-            x.clamp_(floor, ceiling)
+            slope = slope.sign() if self.optimiser == "sign-adam" else slope
+            # Spelt out: torch.optim imports the compiler, which takes longer than all these steps.
+            first = 0.9 * first + 0.1 * slope
+            second = 0.999 * second + 0.001 * slope.square()
+            rate = self.lr * 0.1 ** sum(8 * step >= m * self.steps for m in (3, 5, 7))
+            move = (first / (1 - 0.9 ** (step + 1))) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            x = (x - rate * move).clamp(floor, ceiling)
         restart = int(least.argmin())
         return best[restart], restart
 

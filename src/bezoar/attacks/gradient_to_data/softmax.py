@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,9 +44,11 @@ class SoftmaxExact(GradientToData):
         y_i = s_i - w_i/k_i,\quad s_i = \mathrm{softmax}(W x_i + b),\quad k_i = \lceil \max_c w_{i,c}/s_{i,c} \rceil
 
     with k_i copies of each. The v_i are turned within their span so that their last entries are alike, which makes the
-    longest x_i as short as it can be. With ``radius`` t (the way where no v_i has a last entry, t = 1 then) each
-    direction v = (a, b) gets two samples instead, at +t and -t times a/|a|, of weights sigma u (b +- |a|/t)/2: inputs
-    of a length of one's choice. Without a bias x_i = v_i, or t v_i. More than ``most`` samples are an error.
+    longest x_i as short as it can be. Where the model is sure of x_i, k_i is astronomical. Then, or where no v_i has a
+    last entry, each direction v = (a, b) gets two samples instead, at x_0 +- t a/|a|, of weights
+    sigma u (b +- |a|/t)/2 (v is that of G seen from x_0). x_0 is 0 or the nearest point where all outputs are equal,
+    and t is tried on a grid: the way with the fewest samples is taken. ``radius`` fixes t, with x_0 = 0, and so the
+    length of all inputs. Without a bias x_i = t v_i. More than ``most`` samples are an error.
 
     Knows: the model and the gradient wanted.
     Cost: a singular value decomposition, O(C^2 p); the number of samples grows with G and with the model's certainty.
@@ -67,38 +70,50 @@ class SoftmaxExact(GradientToData):
         weight, bias, matrix = linear_parameters(model, gradient, "SoftmaxExact")
         if len(weight) < 2:
             raise ConfigError("SoftmaxExact: softmax needs at least two outputs, this model has one")
-        g = _balanced(matrix.double())
-        inputs, weights = self._parts(g, bias is not None)
-        outputs = inputs @ weight.double().T + (0 if bias is None else bias.double())
-        s = torch.softmax(outputs, dim=1)
-        copies = (weights / s).amax(1).ceil().clamp(min=1)
-        total = float(copies.sum())
-        if not total <= self.most:
-            raise ConfigError(
-                f"SoftmaxExact: {total:.3g} samples were needed, most={self.most}; the model is too sure of the "
-                "inputs, try another radius"
-            )
+        g, w = _balanced(matrix.double()), weight.double()
+        b = w.new_zeros(len(w)) if bias is None else bias.double()
+        found: tuple[float, Tensor, Tensor, Tensor] | None = None
+        for inputs, weights in self._ways(g, w, b, bias is not None):
+            s = torch.softmax(inputs @ w.T + b, dim=1)
+            copies = (weights / s).amax(1).ceil().clamp(min=1)
+            total = float(copies.sum())
+            if math.isfinite(total) and (found is None or total < found[0]):
+                found = total, inputs, s - weights / copies[:, None], copies
+        if found is None or found[0] > self.most:
+            many = "infinitely many" if found is None else f"{found[0]:.3g}"
+            raise ConfigError(f"SoftmaxExact: {many} samples were needed, most={self.most}; the model is too sure")
+        _, inputs, labels, copies = found
         times = copies.long()
-        labels = s - weights / copies[:, None]
         return Points(
             inputs.repeat_interleave(times, 0).to(weight.dtype), labels.repeat_interleave(times, 0).to(weight.dtype)
         )
 
-    def _parts(self, g: Tensor, biased: bool) -> tuple[Tensor, Tensor]:
+    def _ways(self, g: Tensor, w: Tensor, b: Tensor, biased: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs [P, p] and weights [P, C] whose products, with a 1 for the bias, sum to ``g``."""
         a, v = even_factors(g)
         if not v.shape[1]:
-            return g.new_zeros(1, len(v) - biased), g.new_zeros(1, len(a))
+            yield w.new_zeros(1, w.shape[1]), w.new_zeros(1, len(w))
+            return
+        # Outputs differ by this much for an input of length 1; the grid is in its units.
+        unit = 1 / max(float(torch.linalg.matrix_norm(w - w.mean(0), 2)), 1e-100)
+        grid = [unit * 2.0**power for power in range(-6, 7)] if self.radius is None else [self.radius]
         if not biased:
-            t = 1.0 if self.radius is None else self.radius
-            return t * v.T, a.T / t
-        if self.radius is None and bool(v[-1].abs().min() > 1e-6):
-            return (v[:-1] / v[-1]).T, (a * v[-1]).T
-        t = 1.0 if self.radius is None else self.radius
-        lengths = torch.linalg.vector_norm(v[:-1], dim=0)
-        units = (t * v[:-1] / lengths.clamp(min=1e-300)).T
-        plus, minus = (a * (v[-1] + lengths / t)).T / 2, (a * (v[-1] - lengths / t)).T / 2
-        return torch.cat([units, -units]), torch.cat([plus, minus])
+            for t in grid if self.radius is not None else [1.0, *grid]:
+                yield t * v.T, a.T / t
+            return
+        if self.radius is None and bool(v[-1].abs().min() > 1e-9):
+            yield (v[:-1] / v[-1]).T, (a * v[-1]).T
+        centres = [w.new_zeros(w.shape[1])]
+        if self.radius is None:
+            centres.append(torch.linalg.lstsq(w[1:] - w[0], b[0] - b[1:], driver="gelsd").solution)
+        for centre in centres:
+            seen = torch.cat([g[:, :-1] - torch.outer(g[:, -1], centre), g[:, -1:]], dim=1)
+            a, v = even_factors(seen)
+            lengths = torch.linalg.vector_norm(v[:-1], dim=0)
+            units = (v[:-1] / lengths.clamp(min=1e-300)).T
+            for t in grid:
+                plus, minus = (a * (v[-1] + lengths / t)).T / 2, (a * (v[-1] - lengths / t)).T / 2
+                yield torch.cat([centre + t * units, centre - t * units]), torch.cat([plus, minus])
 
 
 def _balanced(g: Tensor) -> Tensor:
