@@ -39,10 +39,13 @@ class ALIE(UpdateAttack):
     with n clients in the round, q of them attackers, and sigma the standard deviation of the honest rows by
     coordinate, divided by (number of honest rows - 1) (ddof = 1; zero for a single row). Give ``z`` to set it by
     hand; for small cohorts the formula gives 0, and the attack then sends the honest mean. ``direction`` is the sign
-    before z. All attackers send the same vector; they know every honest update of the round. Cost: one pass over the
-    columns of the honest rows.
+    before z. All attackers send the same vector.
 
-    Baruch, Baruch, Goldberg: A Little Is Enough: Circumventing Defenses For Distributed Learning, NeurIPS 2019.
+    Knows: every honest update of the round; with less, the attackers' own, from which they guess.
+    Cost: one pass over the columns of the honest rows.
+    Peers: ByzFL has z = 1.5 for all n and adds it; Blades and FLPoison take z from n and q, FLPoison with ddof = 0.
+    Reference: Baruch, Baruch, Goldberg: A Little Is Enough: Circumventing Defenses For Distributed Learning, NeurIPS
+        2019.
     """
 
     z: float | None = None

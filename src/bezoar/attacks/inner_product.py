@@ -21,10 +21,13 @@ class InnerProduct(UpdateAttack):
     .. math:: u = -\varepsilon\,\bar x_S
 
     Short rows pass filters by norm and distance. The plain mean of n rows, q of them bad, is reversed if and only if
-    epsilon > (n - q) / q. All attackers send the same vector; they know every honest update of the round. Cost: one
-    weighted sum of the honest rows.
+    epsilon > (n - q) / q. All attackers send the same vector.
 
-    Xie, Koyejo, Gupta: Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation, UAI 2019.
+    Knows: every honest update of the round; with less, the attackers' own, from which they guess.
+    Cost: one weighted sum of the honest rows.
+    Peers: ByzFL (epsilon 2), Blades (1) and FLPoison (0.1).
+    Reference: Xie, Koyejo, Gupta: Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation, UAI
+        2019.
     """
 
     epsilon: float = 0.1

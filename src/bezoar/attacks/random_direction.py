@@ -24,6 +24,11 @@ class RandomDirection(UpdateAttack):
 
     L is ``radius``, by default the defence's clipping radius, without clipping ``scale`` times the largest honest
     norm. Colluding attackers send the same vector.
+
+    Knows: the clipping radius, if there is one and it is known; otherwise the honest norms.
+    Cost: one vector of normal numbers, or one for every attacker.
+    Peers: none of ByzFL, Blades and FLPoison scales its noise to the defence.
+    Reference: Panda et al.: SparseFed, AISTATS 2022, whose threat is any update on the clipping sphere.
     """
 
     least: ClassVar[Knowledge] = Knowledge.NONE
