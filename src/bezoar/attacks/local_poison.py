@@ -47,6 +47,8 @@ class LocalPoison(UpdateAttack):
     collude: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.poison, DataAttack):
+            raise ConfigError(f"{self.name}: poison must be an attack on data; {self.poison!r} is no attack on data")
         if self.epochs < 1 or self.batch_size < 0:
             raise ConfigError(f"{self.name}: epochs must be at least 1 and batch_size at least 0 (all samples)")
         if self.lr is not None and not 0 < self.lr <= 1e30:
