@@ -11,6 +11,8 @@ from bezoar.errors import ConfigError
 from bezoar.experiments import run
 from bezoar.experiments.config import override, read_toml
 from bezoar.experiments.grid import Grid
+from bezoar.personalized.experiment import Equivalence
+from bezoar.personalized.experiment import run as run_equivalence
 from bezoar.recipes import find, recipes
 
 SMALL = {
@@ -19,6 +21,12 @@ SMALL = {
     "cifar10-cross-device": {"rounds": 1, "model.width": 4},
     "cifar10-cross-silo": {"rounds": 1, "model.width": 4},
     "rules-vs-attacks": {"rounds": 2, "model.hidden": [4]},
+    "sybil-virtual-data": {"rounds": 2, "model.hidden": [4]},
+}
+
+#: Recipes that are no federation in rounds.
+PERSONALIZED = {
+    "equivalence-mnist": {"data.samples": 100, "training.epochs": 4, "target.epochs": 2, "every": 4},
 }
 
 
@@ -28,8 +36,18 @@ def small(name: str) -> Grid:
 
 
 def test_every_recipe_has_a_small_version_and_a_description() -> None:
-    assert set(SMALL) == set(recipes())
+    assert set(SMALL) | set(PERSONALIZED) == set(recipes())
     assert all(read_toml(path)["description"] for path in recipes().values())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", PERSONALIZED)
+def test_small_personalised_version_runs_on_real_data(name: str, data_dir: Path) -> None:
+    experiment = Equivalence.from_table(override(read_toml(find(name)), PERSONALIZED[name]), name)
+    if not (data_dir / experiment.data.dataset).exists():
+        pytest.skip(f"no {experiment.data.dataset} in {data_dir}")
+    results = run_equivalence(experiment, data_dir=data_dir).summary["results"]
+    assert len(results) == len(experiment.regularizers) * len(experiment.attacks)
 
 
 @pytest.mark.data

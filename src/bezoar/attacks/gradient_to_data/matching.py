@@ -43,6 +43,9 @@ _BATCHED = (
     nn.Softplus,
 )
 
+#: Restarts from which on going together is faster.
+_ENOUGH = 3
+
 
 @dataclass(frozen=True)
 class Found:
@@ -61,7 +64,7 @@ class GradientMatching(GradientToData):
         g = \nabla_\theta \sum_i \ell(f_\theta(x_i + \Delta_i), y_i),\quad \|\Delta\|_\infty \le \epsilon
 
     ``mode="direction"`` minimises B, which does not know the length of g*; ``mode="exact"`` minimises
-    B + ln(|g|/|g*|)^2, which is zero only where g = g*. ``steps`` steps of Adam, by default on the signs of the
+    |g - g*|^2 / |g*|^2 = 1 + r^2 - 2 r (1 - B) with the ratio of lengths r = |g|/|g*|. ``steps`` steps of Adam, by default on the signs of the
     gradient (``optimiser="sign-adam"``), start with rate ``lr`` and go on with a tenth of it from 3/8, 5/8 and 7/8 of
     them on. Of ``restarts`` starts the best point on any of the ways is kept.
 
@@ -198,8 +201,11 @@ class GradientMatching(GradientToData):
             flat = [part.flatten(1) for part in parts]
             norm = (sum((part.square().sum(1) for part in flat), start=flat[0].new_zeros(())) + tiny).sqrt()
             along = sum((part @ aim for part, aim in zip(flat, unit, strict=True)), start=flat[0].new_zeros(()))
-            cosine = along / norm
-            return 1 - cosine + ((norm.log() - log_length).square() if self.mode == "exact" else 0)
+            if self.mode == "direction":
+                return 1 - along / norm
+            # The length of the target is kept as a logarithm: in the model's own numbers it might not exist.
+            ratio = (norm.log() - log_length).exp()
+            return 1 + ratio.square() - 2 * ratio * along / norm
 
         def slope(x: Tensor, gradients: Callable[[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]:
             leaf = x.detach().requires_grad_()
@@ -214,7 +220,8 @@ class GradientMatching(GradientToData):
             found = [slope(x[r : r + 1], alone) for r in range(len(x))]
             return torch.cat([value for value, _ in found]), torch.cat([back for _, back in found])
 
-        return batched if all(isinstance(layer, _BATCHED) for layer in model.modules()) else one_by_one
+        worth = self.restarts >= _ENOUGH and all(isinstance(layer, _BATCHED) for layer in model.modules())
+        return batched if worth else one_by_one
 
     def _descend(
         self, objective: Objective, base: Tensor, low: Tensor | None, high: Tensor | None
