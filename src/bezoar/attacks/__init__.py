@@ -1,6 +1,8 @@
 """Attacks: the adversary changes its data before, or its rows after, the clients' gradients."""
 
+from bezoar.attacks.agr_tailored import AGRTailored
 from bezoar.attacks.alie import ALIE
+from bezoar.attacks.anti_cge import AntiCGE
 from bezoar.attacks.aux_poisoning import AuxPoisoning
 from bezoar.attacks.base import (
     Attack,
@@ -15,9 +17,14 @@ from bezoar.attacks.base import (
     UpdateAttack,
 )
 from bezoar.attacks.edge_case import EdgeCase
+from bezoar.attacks.fang import FangKrum, FangMedian, FangTrimmedMean
+from bezoar.attacks.gaussian import Gaussian
 from bezoar.attacks.inner_product import InnerProduct
 from bezoar.attacks.label_flip import LabelFlip, wrong_labels
 from bezoar.attacks.local_poison import ModelReplacement, Neurotoxin
+from bezoar.attacks.mimic import Mimic
+from bezoar.attacks.min_max import MinMax
+from bezoar.attacks.min_sum import MinSum
 from bezoar.attacks.mistakes import (
     BiasedSampling,
     DuplicatedRecords,
@@ -26,6 +33,8 @@ from bezoar.attacks.mistakes import (
     MissingFeatures,
     UnitError,
 )
+from bezoar.attacks.non_finite import NonFinite
+from bezoar.attacks.optimised import OptimisedALIE, OptimisedIPM
 from bezoar.attacks.pgd import PGD, SingleStep
 from bezoar.attacks.random_direction import RandomDirection
 from bezoar.attacks.semantic import Semantic
@@ -43,6 +52,16 @@ ATTACKS: Registry[Attack] = Registry(
         "sign-flip": SignFlip,
         "ipm": InnerProduct,
         "alie": ALIE,
+        "gaussian": Gaussian,
+        "non-finite": NonFinite,
+        "mimic": Mimic,
+        "min-max": MinMax,
+        "min-sum": MinSum,
+        "agr-tailored": AGRTailored,
+        "fang-krum": FangKrum,
+        "fang-trimmed-mean": FangTrimmedMean,
+        "fang-median": FangMedian,
+        "anti-cge": AntiCGE,
         "label-flip": LabelFlip,
         "aux-poisoning": AuxPoisoning,
         "semantic": Semantic,
@@ -58,6 +77,8 @@ ATTACKS: Registry[Attack] = Registry(
         "biased-sampling": BiasedSampling,
         "duplicated-records": DuplicatedRecords,
         "virtual-data": VirtualData,
+        "opt-alie": OptimisedALIE,
+        "opt-ipm": OptimisedIPM,
     },
 )
 
@@ -66,6 +87,8 @@ __all__ = [
     "ATTACKS",
     "DBA",
     "PGD",
+    "AGRTailored",
+    "AntiCGE",
     "Attack",
     "AttackContext",
     "AuxPoisoning",
@@ -75,15 +98,25 @@ __all__ = [
     "DataAttack",
     "DuplicatedRecords",
     "EdgeCase",
+    "FangKrum",
+    "FangMedian",
+    "FangTrimmedMean",
+    "Gaussian",
     "Goal",
     "InnerProduct",
     "Knowledge",
     "LabelFlip",
     "LabelNoise",
+    "Mimic",
+    "MinMax",
+    "MinSum",
     "MislabelledClass",
     "MissingFeatures",
     "ModelReplacement",
     "Neurotoxin",
+    "NonFinite",
+    "OptimisedALIE",
+    "OptimisedIPM",
     "Poisoned",
     "RandomDirection",
     "Semantic",
