@@ -123,6 +123,11 @@ def run(
     if "grid" in table:
         _compare(table, values, name, seed, out, data_dir, device, 1, allocator, quiet, as_json)
         return
+    if table.get("kind") == "personalized":
+        if resume:
+            raise ConfigError(f"{name}: a personalised run can not be resumed; start again in another --out")
+        _run_personalized(table, values, name, seed, out, data_dir, device, quiet, as_json)
+        return
     from bezoar.experiments import Experiment
     from bezoar.experiments import run as run_experiment
     from bezoar.experiments.config import override
@@ -154,6 +159,38 @@ def run(
         typer.echo(f"bezoar: {result.summary['convergence_note']}", err=True)
 
 
+def _run_personalized(
+    table: dict[str, Any],
+    values: dict[str, Any],
+    name: str,
+    seed: int | None,
+    out: Path | None,
+    data_dir: Path | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bezoar.experiments.config import override
+    from bezoar.personalized.experiment import Equivalence, table_rows
+    from bezoar.personalized.experiment import run as run_equivalence
+
+    values = values if seed is None else {**values, "seed": seed}
+    experiment = Equivalence.from_table(override(table, values), name)
+    folder = out or Path("runs") / experiment.name
+    result = run_equivalence(experiment, folder, data_dir=data_dir, device=device, command=_command())
+    if as_json:
+        typer.echo(json.dumps(result.summary, indent=2))
+    elif not quiet:
+        shown = Table("regulariser", "attack", "test (%)", "users (%)", "to target", box=None, pad_edge=False)
+        for row in table_rows(result.summary):
+            shown.add_row(*row)
+        Console(highlight=False).print(shown)
+        typer.echo(f"records: {folder}")
+
+
 @app.command()
 def compare(
     source: Source,
@@ -171,6 +208,8 @@ def compare(
     """Run a grid of experiments, skip the cells that have finished, print one table and write one report."""
     _prepare(allocator, threads, device)
     table, values, name = _read(source, settings)
+    if table.get("kind") == "personalized":
+        raise ConfigError(f"{name}: this is one personalised run, no grid; run it with 'bezoar run'")
     _compare(table, values, name, seed, out, data_dir, device, jobs, allocator, quiet, as_json)
 
 

@@ -322,12 +322,10 @@ def test_the_reductions_hold_for_softmax_regression_up_to_a_shift_of_all_classes
     start = dataclasses.replace(initial(poisoned, 0), rho=torch.zeros(12, dtype=torch.float64))
     end = train(poisoned, BestResponse(150, 0.15), start)
     # Data say nothing about what all classes have in common, so it stays where rho started.
-    torch.testing.assert_close(_free_of_shift(end.rho), _free_of_shift(target), atol=1e-5, rtol=0)
-
-
-def _free_of_shift(theta: torch.Tensor) -> torch.Tensor:
-    w = torch.cat([theta[:9].view(3, 3), theta[9:, None]], 1)
-    return w - w.mean(0)
+    torch.testing.assert_close(end.rho - loss.common(end.rho), target - loss.common(target), atol=1e-5, rtol=0)
+    w = torch.cat([target[:9].view(3, 3), target[9:, None]], 1)
+    free = w - w.mean(0)
+    torch.testing.assert_close(target - loss.common(target), torch.cat([free[:, :3].reshape(-1), free[:, 3]]))
 
 
 def test_averaged_losses_take_one_sample_only() -> None:

@@ -120,6 +120,11 @@ class SoftmaxRegression(UserLoss):
         cut = self.classes * self.features
         return theta[:cut].view(self.classes, self.features), theta[cut:]
 
+    def common(self, theta: Tensor) -> Tensor:
+        """The part of ``theta`` that is the same for all classes, and so has no effect on the softmax."""
+        w, b = self.split(theta)
+        return torch.cat([w.mean(0).expand_as(w).reshape(-1), b.mean().expand_as(b)])
+
     def value_and_gradient(self, theta: Tensor, data: Points) -> tuple[Tensor, Tensor]:
         w, b = self.split(theta)
         logs = torch.log_softmax(torch.addmm(b, data.inputs, w.T), dim=1)

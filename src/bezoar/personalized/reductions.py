@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bezoar.attacks.gradient_to_data import Equiprobable, GradientToData, Points
 from bezoar.errors import ConfigError
+from bezoar.personalized.losses import SoftmaxRegression
 from bezoar.personalized.problem import Problem
 from bezoar.personalized.regularizers import Regularizer
 from bezoar.personalized.response import respond
@@ -37,7 +38,8 @@ def model_to_data(problem: Problem, rho: Tensor, theta: Tensor, way: GradientToD
 
     The closed forms make it exact: the samples' gradient at theta is :math:`\nabla_\rho R(\rho, \theta) - 2\nu\theta`,
     so that the user's whole gradient vanishes. ``Equiprobable`` labels many samples by theta instead: then the user
-    learns theta whatever rho is, the better the more samples.
+    learns theta whatever rho is, the better the more samples. In softmax regression data say nothing about what all
+    classes have in common, which has no effect on answers either: that part of the gradient is left out.
 
     Raises:
         ConfigError: the problem averages losses (one sample would do less the more there are).
@@ -45,8 +47,10 @@ def model_to_data(problem: Problem, rho: Tensor, theta: Tensor, way: GradientToD
     model = problem.loss.module(theta)
     if isinstance(way, Equiprobable):
         return way.label(model)
-    tie = problem.regularizer.gradient(rho, theta)
-    data = way(model, tie - 2 * problem.ridge * theta)
+    wanted = problem.regularizer.gradient(rho, theta) - 2 * problem.ridge * theta
+    if isinstance(problem.loss, SoftmaxRegression):
+        wanted = wanted - problem.loss.common(wanted)
+    data = way(model, wanted)
     if problem.reduction == "mean" and len(data) > 1:
         raise ConfigError("model_to_data: closed forms of several samples need reduction='sum'")
     return data
@@ -55,4 +59,4 @@ def model_to_data(problem: Problem, rho: Tensor, theta: Tensor, way: GradientToD
 def spread_start(theta: Tensor, spread: float, draws: torch.Generator) -> Tensor:
     """Where a poisoned user's model starts: ``theta`` plus N(0, spread^2) in each coordinate."""
     noise = torch.randn(len(theta), generator=draws, dtype=torch.float64)
-    return theta + (spread * noise).to(theta.dtype)
+    return theta + (spread * noise).to(theta)

@@ -83,11 +83,11 @@ Watch = Callable[[Models], None]
 
 def initial(problem: Problem, seed: int) -> Models:
     """Models drawn from ``seed``, the common one and one for each user; a user's draw does not depend on how many."""
-    dtype = problem.data[0].inputs.dtype
-    dtype = dtype if dtype.is_floating_point else torch.float32
-    rho = problem.loss.initial(generator(seed, "personalised common model"), dtype)
+    like = problem.data[0].inputs
+    rho = problem.loss.initial(generator(seed, "personalised common model"), like.dtype)
     users = [generator(seed, "personalised user model", n) for n in range(problem.users)]
-    return Models(rho, torch.stack([problem.loss.initial(draws, dtype) for draws in users]))
+    thetas = torch.stack([problem.loss.initial(draws, like.dtype) for draws in users])
+    return Models(rho.to(like.device), thetas.to(like.device))
 
 
 def joint_step(problem: Problem, training: Joint, models: Models, attack: Malicious | None = None) -> Models:

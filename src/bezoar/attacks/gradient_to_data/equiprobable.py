@@ -34,8 +34,9 @@ def equiprobable_points(
     Raises:
         ConfigError: no point has equal outputs.
     """
-    w = weight.double()
-    b = w.new_zeros(len(w)) if bias is None else bias.double()
+    # On the CPU, so that every device gets the same samples.
+    w = weight.double().cpu()
+    b = w.new_zeros(len(w)) if bias is None else bias.double().cpu()
     # C - 1 planes (W_a - W_0) x = b_0 - b_a; an orthonormal basis of their normals does what Gram-Schmidt would.
     left, values, right = torch.linalg.svd(w[1:] - w[0], full_matrices=False)
     rank = int((values > values[:1].sum() * 1e-10).sum())
@@ -53,8 +54,8 @@ def equiprobable_points(
     x = x + noise * torch.randn(count, len(basis), generator=draws, dtype=torch.float64) @ basis
     chances = torch.softmax(x @ w.T + b, dim=1)
     if labels == "soft":
-        return Points(x.to(weight.dtype), chances.to(weight.dtype))
-    return Points(x.to(weight.dtype), torch.multinomial(chances, 1, generator=draws)[:, 0])
+        return Points(x.to(weight), chances.to(weight))
+    return Points(x.to(weight), torch.multinomial(chances, 1, generator=draws)[:, 0].to(weight.device))
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ def sample_length(r: float, s: float) -> float:
     """
     if r == 0:
         return 0.0
-    # alpha sigmoid(alpha s) grows up to `high`, and reaches r there; halving needs no care about flat ends.
-    low, high = 0.0, 2 * r if s >= 0 else (1 + W) / abs(s)
+    # The left side grows up to `high` and reaches r there (for s < 0, alpha |s| <= 1 + W and so sigmoid >= W/(1 + W));
+    # halving needs no care about flat ends.
+    low, high = 0.0, 2 * r if s >= 0 else r * (1 + W) / W
     for _ in range(2000):
         middle = low + (high - low) / 2
         if middle in (low, high):

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bezoar.errors import BezoarError, ConfigError
+from bezoar.experiments.config import override, read_toml
+from bezoar.personalized.experiment import Equivalence, run, table_rows
+from bezoar.recipes import find
+
+SMALL = {
+    "data.dataset": "digits",
+    "data.users": 5,
+    "data.samples": 250,
+    "training.epochs": 120,
+    "target.epochs": 60,
+    "every": 60,
+}
+
+
+def small(**changes: Any) -> Equivalence:
+    table = override(read_toml(find("equivalence-mnist")), {**SMALL, **changes})
+    return Equivalence.from_table(table)
+
+
+def by_cell(summary: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["regularizer"], row["attack"]): row for row in summary["results"]}
+
+
+def test_digits_all_three_win_under_l2_squared_and_fail_under_l2(tmp_path: Path) -> None:
+    result = run(small(), tmp_path / "out", command="a command")
+    cells = by_cell(result.summary)
+    assert len(cells) == 8
+    for attack in ("gradient", "model", "data"):
+        assert cells["l2-squared", attack]["test_accuracy"] < 0.02
+        assert cells["l2", attack]["test_accuracy"] > 0.9
+        assert cells["l2-squared", attack]["distance_to_gradient_attack"] < 3
+        # Personal models learn from own data and suffer far less than the common one.
+        assert cells["l2-squared", attack]["users_accuracy"] > 0.75
+    for tie in ("l2-squared", "l2"):
+        assert cells[tie, "none"]["test_accuracy"] > 0.9
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == result.evaluations
+    assert len(lines) == 8 * 3
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary == result.summary
+    assert summary["command"] == "a command"
+    assert summary["target"]["test_accuracy"] < 0.02
+    again = Equivalence.load(tmp_path / "out" / "experiment.toml")
+    assert again == small()
+    assert again.hash() == summary["hash"]
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(small(), tmp_path / "out")
+    assert len(table_rows(summary)) == 8
+    with pytest.raises(BezoarError, match="no summary"):
+        table_rows({})
+
+
+def test_same_seed_same_records() -> None:
+    quick = {"training.epochs": 6, "target.epochs": 3, "every": 4}
+    first, second = run(small(**quick)), run(small(**quick))
+    assert first.evaluations == second.evaluations
+    assert [row["epoch"] for row in first.evaluations[:3]] == [0, 4, 6]
+    other = run(small(**quick, seed=1))
+    assert other.evaluations != first.evaluations
+
+
+def test_other_models_ways_and_regularisers() -> None:
+    quick = {"training.epochs": 3, "target.epochs": 3, "every": 3}
+    deep = small(
+        **quick,
+        **{
+            "model": {"name": "mlp", "hidden": [8]},
+            "attacks": ["gradient", "model"],
+            "regularizers": [{"kind": "smooth-l2"}],
+        },
+    )
+    assert {row["regularizer"] for row in run(deep).evaluations} == {"smooth-l2"}
+    exact = small(**{**quick, "poison.way": {"kind": "softmax-exact"}, "training.epochs": 120})
+    cells = by_cell(run(exact).summary)
+    assert cells["l2-squared", "data"]["poison_samples"] > 0
+    assert cells["l2-squared", "data"]["test_accuracy"] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.dataset": "mnits"}, "did you mean 'mnist'"),
+        ({"data.user": 3}, "unknown key 'data.user'; did you mean 'users'"),
+        ({"epochs": 3}, "unknown key 'epochs'"),
+        ({"attacks": ["model"]}, "add 'gradient'"),
+        ({"attacks": ["none", "none"]}, "given twice"),
+        ({"attacks": ["bribery"]}, "attacks"),
+        ({"attacks": []}, "at least one"),
+        ({"regularizers": [{"kind": "l3"}]}, "unknown regulariser 'l3'; known: l2, l2-squared"),
+        ({"regularizers": [{"kind": "l2", "strength": -1.0}]}, "strength must be finite and positive"),
+        ({"model.name": "mlp"}, "leave 'data' out"),
+        ({"training.floor": 1.0}, "floor=1.0 is above lr=0.02"),
+        ({"name": "a/b"}, "folder name"),
+        ({"poison.way": {"kind": "gues"}}, "unknown way from gradients to data"),
+        ({"training.epochs": "many"}, "training.epochs"),
+    ],
+)
+def test_errors_name_the_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small(**changes)
+
+
+def test_too_few_samples() -> None:
+    with pytest.raises(ConfigError, match="5 users with 2000 samples need 10000"):
+        run(small(**{"data.samples": 2000}))
+
+
+def test_command_line(tmp_path: Path) -> None:
+    settings = {**SMALL, "training.epochs": 3, "target.epochs": 2, "every": 3}
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+    def bezoar(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "bezoar", *arguments]
+        return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+
+    out = str(tmp_path / "out")
+    done = bezoar("run", "equivalence-mnist", "--out", out, "--seed", "4", "--threads", "1", *options)
+    assert done.returncode == 0, done.stderr
+    assert "l2-squared   gradient" in done.stdout
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["seed"] == 4
+    refused = bezoar("run", "equivalence-mnist", "--out", out, "--resume", *options)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "can not be resumed" in refused.stderr
+    grid = bezoar("compare", "equivalence-mnist")
+    assert grid.returncode == 2
+    assert "bezoar run" in grid.stderr
+
+
+@pytest.mark.data
+def test_mnist_all_three_win_under_l2_squared_and_fail_under_l2(data_dir: Path) -> None:
+    if not (data_dir / "mnist").exists():
+        pytest.skip(f"no mnist in {data_dir}")
+    # A tenth of the data: honest users pull with sums of a tenth of the size, so there is no need for all epochs.
+    attacks = ["gradient", "model", "data"]
+    table = read_toml(find("equivalence-mnist"))
+    experiment = Equivalence.from_table(
+        override(
+            table, {"data.samples": 1000, "training.epochs": 100, "target.epochs": 30, "every": 100, "attacks": attacks}
+        )
+    )
+    cells = by_cell(run(experiment, data_dir=data_dir).summary)
+    for attack in attacks:
+        assert cells["l2-squared", attack]["test_accuracy"] < 0.02
+        assert cells["l2", attack]["test_accuracy"] > 0.9
