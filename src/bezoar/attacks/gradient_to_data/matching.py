@@ -64,9 +64,9 @@ class GradientMatching(GradientToData):
         g = \nabla_\theta \sum_i \ell(f_\theta(x_i + \Delta_i), y_i),\quad \|\Delta\|_\infty \le \epsilon
 
     ``mode="direction"`` minimises B, which does not know the length of g*; ``mode="exact"`` minimises
-    |g - g*|^2 / |g*|^2 = 1 + r^2 - 2 r (1 - B) with the ratio of lengths r = |g|/|g*|. ``steps`` steps of Adam, by default on the signs of the
-    gradient (``optimiser="sign-adam"``), start with rate ``lr`` and go on with a tenth of it from 3/8, 5/8 and 7/8 of
-    them on. Of ``restarts`` starts the best point on any of the ways is kept.
+    |g - g*|^2 / |g*|^2 = 1 + r^2 - 2 r (1 - B) with the ratio of lengths r = |g|/|g*|. ``steps`` steps of Adam, by
+    default on the signs of the gradient (``optimiser="sign-adam"``), start with rate ``lr`` and go on with a tenth of
+    it from 3/8, 5/8 and 7/8 of them on. Of ``restarts`` starts the best point on any of the ways is kept.
 
     Inputs stay in [low, high], if those are given, and within ``epsilon`` of their base (in units of high - low; None:
     anywhere). In a ball of epsilon the first start is the base itself and others are N(0, (``spread`` epsilon)^2) away
