@@ -241,3 +241,16 @@ def test_what_is_sent_keeps_infinities_of_copied_rows_only() -> None:
     sent = stacked.sent()
     assert sent[:2].tolist() == [[2.0, 4.0], [torch.inf, 0.0]]
     assert torch.isnan(sent[2]).all()
+
+
+def test_stacked_rows_that_are_left_without_malicious_ones_or_a_basis() -> None:
+    honest = DenseUpdates(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)))
+    stacked = Stacked(honest, torch.tensor([[0.0], [2.0]]), torch.ones(1, 5))
+    for rows in ([0, 1, 2, 3], [2, 0], [3, 4], [4], [5, 1]):
+        chosen = stacked.select(torch.tensor(rows))
+        whole = stacked.materialise()[rows]
+        assert torch.equal(chosen.materialise(), whole)
+        expected = (whole[:, None] - whole[None]).double().square().sum(2)
+        assert torch.allclose(chosen.squared_distances(), expected, atol=1e-6)
+        assert torch.allclose(chosen.combine(torch.ones(len(rows))), whole.sum(0), atol=1e-6)
+    assert stacked.select(torch.arange(4)) is honest

@@ -158,8 +158,14 @@ class Stacked(Updates):
         split = len(self.honest)
         is_honest = chosen < split
         honest_rows, malicious_rows = chosen[is_honest], chosen[~is_honest] - split
+        if not len(malicious_rows):
+            everyone = torch.equal(honest_rows, torch.arange(split))
+            return self.honest if everyone else self.honest.select(honest_rows)
         coefficients = self.coefficients[malicious_rows]
         used = (coefficients != 0).any(0)
+        if not used.any():
+            # Rows of zeros are still a mix of something.
+            used[:1] = True
         place = torch.empty(len(chosen), dtype=torch.int64)
         place[is_honest] = torch.arange(len(honest_rows))
         place[~is_honest] = torch.arange(len(malicious_rows)) + len(honest_rows)
