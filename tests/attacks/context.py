@@ -6,15 +6,17 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bezoar.aggregation import Context
 from bezoar.attacks import Attack, AttackContext, Batch, Tests
+from bezoar.attacks.base import standalone
 from bezoar.clients import Scratch
 from bezoar.data import Dataset, Samples
 from bezoar.experiments.setup import cross_entropy
 from bezoar.models import flatten, make_model
 from bezoar.seeding import generator
-from bezoar.updates import Updates, client_gradients
+from bezoar.updates import DenseUpdates, Updates, client_gradients
 
 MEAN, STD, CLASSES = 0.3, 0.4, 10
 SHAPE = (1, 8, 8)
@@ -106,3 +108,39 @@ def world(
         "previous_cohort": n,
     }
     return World(updates(batch.select(~bad)), AttackContext(**(fields | known)), tests)
+
+
+def bare(
+    values: Tensor, q: int = 2, *, round: int = 4, seed: int = 7, **known: Any
+) -> tuple[DenseUpdates, AttackContext]:
+    """Honest rows ``values`` [h, d] of clients 0, 2, 4 ..., and ``q`` attackers 1, 3, 5 ... who know nothing else."""
+    view = DenseUpdates(values, torch.arange(len(values)) * 2)
+    context = standalone(view, len(values) + q, q, seed)
+    return view, dataclasses.replace(context, **({"round": round, "clients": torch.arange(q) * 2 + 1} | known))
+
+
+def hostile(kind: str, h: int = 7, d: int = 23, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Honest rows [h, d] that are legal, and some that are not."""
+    rows = torch.randn(h, d, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
+    if kind == "equal":
+        rows = rows[:1].repeat(h, 1)
+    elif kind == "zero":
+        rows = torch.zeros(h, d, dtype=torch.float64)
+    elif kind == "single":
+        rows = rows[:1]
+    elif kind == "close":
+        rows = 1e3 + 1e-4 * rows
+    elif kind in ("1e30", "1e-30"):
+        rows = rows * float(kind)
+    elif kind == "one huge":
+        rows[2] *= 1e30
+    elif kind == "nan row":
+        rows[2, 5] = torch.nan
+    elif kind == "inf row":
+        rows[2] = torch.inf
+    else:
+        assert kind == "plain", kind
+    return rows.to(dtype)
+
+
+HOSTILE = ("plain", "equal", "zero", "single", "close", "1e30", "1e-30", "one huge", "nan row", "inf row")
