@@ -10,6 +10,7 @@ from torch import Tensor
 from bezoar.errors import ConfigError
 from bezoar.kernels.gram import NEAR
 from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates, measure_from
+from bezoar.updates.dense import DenseUpdates
 
 
 class Stacked(Updates):
@@ -161,6 +162,8 @@ class Stacked(Updates):
         if not len(malicious_rows):
             everyone = torch.equal(honest_rows, torch.arange(split))
             return self.honest if everyone else self.honest.select(honest_rows)
+        if not len(honest_rows):
+            return DenseUpdates(self.sent()[malicious_rows], self._malicious[malicious_rows], self.layout)
         coefficients = self.coefficients[malicious_rows]
         used = (coefficients != 0).any(0)
         if not used.any():
