@@ -1,5 +1,6 @@
 """Attacks: the adversary changes its data before, or its rows after, the clients' gradients."""
 
+from bezoar.attacks.adaptive_sparsefed import AdaptivePGD
 from bezoar.attacks.agr_tailored import AGRTailored
 from bezoar.attacks.alie import ALIE
 from bezoar.attacks.anti_cge import AntiCGE
@@ -79,6 +80,7 @@ ATTACKS: Registry[Attack] = Registry(
         "virtual-data": VirtualData,
         "opt-alie": OptimisedALIE,
         "opt-ipm": OptimisedIPM,
+        "adaptive-pgd": AdaptivePGD,
     },
 )
 
@@ -88,6 +90,7 @@ __all__ = [
     "DBA",
     "PGD",
     "AGRTailored",
+    "AdaptivePGD",
     "AntiCGE",
     "Attack",
     "AttackContext",

@@ -181,7 +181,8 @@ class Probe:
 
     def distances(self, mix: Tensor) -> Tensor:
         """Distances [usable honest rows] of the row ``mix`` [n_h + k] from the honest rows that are finite."""
-        return torch.linalg.vector_norm(self._places[self._kept] - self.mix(mix), dim=1)
+        apart: Tensor = torch.linalg.vector_norm(self._places[self._kept] - self.mix(mix), dim=1)
+        return apart
 
     def norm(self, mix: Tensor) -> float:
         """Length of the row ``mix`` [n_h + k], measured from zero."""

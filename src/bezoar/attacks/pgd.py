@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,6 +17,12 @@ from bezoar.errors import ConfigError
 from bezoar.seeding import generator
 from bezoar.updates.base import Updates
 from bezoar.updates.stacked import Stacked
+
+#: How a targeted attack makes one vector [d] in descent sign, before boosting, from (context, goal, radius, draws).
+Make = Callable[[AttackContext, Goal, float, torch.Generator], Tensor]
+
+#: What attackers allow of a displacement [d] before it is clipped.
+Keep = Callable[[Tensor], Tensor]
 
 
 def project(displacement: Tensor, radius: float) -> Tensor:
@@ -67,6 +74,10 @@ class _Targeted(UpdateAttack):
         return aux_points(tests, self.aux, seed)
 
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
+        return self.made_by(self.vector, view, context)
+
+    def made_by(self, make: Make, view: Updates, context: AttackContext) -> Stacked:
+        """The vectors that ``make`` makes, one for all attackers or one each, boosted and stacked on ``view``."""
         if context.goal is None:
             raise ConfigError(f"{type(self).__name__} needs AttackContext.goal: what shall be misclassified")
         radius = context.radius if self.radius is None else self.radius
@@ -74,7 +85,7 @@ class _Targeted(UpdateAttack):
         vectors = []
         for sender in senders:
             draws = generator(context.seed, "attack", context.round, sender)
-            vectors.append(self.vector(context, context.goal, radius, draws) * self.boost)
+            vectors.append(make(context, context.goal, radius, draws) * self.boost)
         return stack(view, torch.stack(vectors), context.clients)
 
     def vector(self, context: AttackContext, goal: Goal, radius: float, draws: torch.Generator) -> Tensor:
@@ -123,6 +134,10 @@ class PGD(_Targeted):
             raise ConfigError(f"pgd: lr must be a positive number of at most 1e30, got {self.lr}")
 
     def vector(self, context: AttackContext, goal: Goal, radius: float, draws: torch.Generator) -> Tensor:
+        return self.trained(context, goal, radius, draws, lambda displacement: displacement)
+
+    def trained(self, context: AttackContext, goal: Goal, radius: float, draws: torch.Generator, keep: Keep) -> Tensor:
+        """The update [d] of training within what ``keep`` leaves of the displacement, applied before each clipping."""
         model, start = context.scratch, context.weights
         model.load(start)
         for _ in range(self.epochs):
@@ -130,9 +145,9 @@ class PGD(_Targeted):
             for batch in torch.split(order, self.batch_size):
                 model.descend(context.loss_fn, goal.inputs[batch], goal.labels[batch], self.lr)
                 if self.project == "batch":
-                    model.load(start + project(model.weights - start, radius))
+                    model.load(start + project(keep(model.weights - start), radius))
             if self.project == "epoch":
-                model.load(start + project(model.weights - start, radius))
+                model.load(start + project(keep(model.weights - start), radius))
         update = start - model.weights
         return rescale(update, radius) if self.rescale else update
 
