@@ -116,8 +116,11 @@ class PGD(_Targeted):
         project: ``"batch"`` or ``"epoch"``.
         rescale: whether the update is brought to norm L exactly.
 
-    Panda et al.: SparseFed, AISTATS 2022, Algorithm 6 (its printed sign of the projection jumps away from M_0; this
-    is the projection).
+    Knows: the global model, the clipping radius, and the aux points.
+    Cost: ``epochs`` passes over the aux points.
+    Peers: none of ByzFL, Blades and FLPoison projects onto the defence's clipping ball.
+    Reference: Panda et al.: SparseFed, AISTATS 2022, Algorithm 6 (its printed sign of the projection jumps away from
+        M_0; this is the projection).
     """
 
     epochs: int = 5
@@ -158,8 +161,13 @@ class SingleStep(_Targeted):
 
     .. math:: u = L\, \nabla L(M_0, B) / \|\nabla L(M_0, B)\|
 
-    over ``batch_size`` of the ``aux`` points (0: all of them). This is what one revision of the authors' code sends
-    against SparseFed. Parameters as in ``pgd``.
+    over ``batch_size`` of the ``aux`` points (0: all of them). Parameters as in ``pgd``.
+
+    Knows: the global model, the clipping radius, and the aux points.
+    Cost: one gradient.
+    Peers: none of ByzFL, Blades and FLPoison has it.
+    Reference: Panda et al.: SparseFed, AISTATS 2022; this is what one revision of the authors' code sends against
+        SparseFed.
     """
 
     batch_size: int = 0
