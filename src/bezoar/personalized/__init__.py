@@ -16,6 +16,8 @@ from bezoar.personalized.losses import (
     TorchLoss,
     UserLoss,
 )
+from bezoar.personalized.pac import GradientPAC, gradient_pac, labelled
+from bezoar.personalized.pac_plot import pac_plot
 from bezoar.personalized.problem import Problem
 from bezoar.personalized.reductions import gradient_to_model, holding_gradient, model_to_data, spread_start
 from bezoar.personalized.regularizers import L2, REGULARIZERS, Regularizer, SmoothL2, SquaredL2
@@ -35,6 +37,7 @@ __all__ = [
     "REGULARIZERS",
     "BestResponse",
     "GradientAttack",
+    "GradientPAC",
     "Joint",
     "LinearRegression",
     "LogisticRegression",
@@ -51,12 +54,15 @@ __all__ = [
     "TorchLoss",
     "UserLoss",
     "equilibrium",
+    "gradient_pac",
     "gradient_to_model",
     "holding_gradient",
     "initial",
     "joint_step",
+    "labelled",
     "minimise",
     "model_to_data",
+    "pac_plot",
     "respond",
     "response_step",
     "spread_start",
