@@ -17,6 +17,7 @@ from bezoar.attacks.base import (
     Tests,
     UpdateAttack,
 )
+from bezoar.attacks.black_box import BlackBox, black_box
 from bezoar.attacks.edge_case import EdgeCase
 from bezoar.attacks.fang import FangKrum, FangMedian, FangTrimmedMean
 from bezoar.attacks.gaussian import Gaussian
@@ -81,6 +82,7 @@ ATTACKS: Registry[Attack] = Registry(
         "opt-alie": OptimisedALIE,
         "opt-ipm": OptimisedIPM,
         "adaptive-pgd": AdaptivePGD,
+        "black-box": BlackBox,
     },
 )
 
@@ -98,6 +100,7 @@ __all__ = [
     "BadNets",
     "Batch",
     "BiasedSampling",
+    "BlackBox",
     "DataAttack",
     "DuplicatedRecords",
     "EdgeCase",
@@ -130,5 +133,6 @@ __all__ = [
     "UnitError",
     "UpdateAttack",
     "VirtualData",
+    "black_box",
     "wrong_labels",
 ]
