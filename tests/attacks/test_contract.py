@@ -26,6 +26,7 @@ from bezoar.experiments.setup import prepare
 from bezoar.registry import card
 from bezoar.updates import DenseUpdates, Updates, client_gradients
 from tests.aggregation.test_contract import RULE_LIST
+from tests.aggregation.test_contract import TABLE as RULE_TABLE
 from tests.attacks.context import CLASSES, HOSTILE, World, hostile, world
 from tests.experiments.tiny import tiny
 
@@ -50,6 +51,7 @@ TABLE: dict[str, list[dict[str, Any]]] = {
     "agr-tailored": [{"tolerance": 0.3}],
     "opt-alie": [{}],
     "opt-ipm": [{}],
+    "black-box": [{"trials": 10, "whole_trials": 5, "aux": 20}, {"objective": "loss", "whole_trials": 3, "aux": 20}],
     "fang-krum": [{}],
     "fang-trimmed-mean": [{}],
     "fang-median": [{}],
@@ -73,11 +75,12 @@ TABLE: dict[str, list[dict[str, Any]]] = {
     "unit-error": [{}],
     "biased-sampling": [{}],
     "duplicated-records": [{}],
+    "counter-gradient": [{"epochs": 1}, {"epochs": 1, "honest": "seen"}],
     "virtual-data": [{"steps": 3}],
 }
 
 #: Attacks that train or measure on data: alone, without a context, they say what they need.
-NEED_CONTEXT = ("pgd", "single-step", "adaptive-pgd", "model-replacement", "neurotoxin")
+NEED_CONTEXT = ("pgd", "single-step", "adaptive-pgd", "model-replacement", "neurotoxin", "counter-gradient")
 
 #: Where what is sent need not be finite.
 NOT_FINITE = ("non-finite",)
@@ -94,8 +97,12 @@ def label(attack: Any) -> str:
 INSTANCES: list[Any] = [build(name, options) for name, tables in TABLE.items() for options in tables if name in ATTACKS]
 SENDERS: list[Any] = [attack for attack in INSTANCES if isinstance(attack, UpdateAttack)]
 POISONERS: list[Any] = [attack for attack in INSTANCES if isinstance(attack, DataAttack)]
-ALONE = [attack for attack in SENDERS if ATTACKS.name(attack) not in NEED_CONTEXT and not attack.uses_own]
-TRAINED = [attack for attack in SENDERS if attack not in ALONE]
+TRAINED = [
+    attack
+    for attack in SENDERS
+    if ATTACKS.name(attack) in NEED_CONTEXT or attack.uses_own or getattr(attack, "objective", "") == "loss"
+]
+ALONE = [attack for attack in SENDERS if attack not in TRAINED]
 
 sender = pytest.mark.parametrize("attack", SENDERS, ids=label)
 poisoner = pytest.mark.parametrize("attack", POISONERS, ids=label)
@@ -313,6 +320,10 @@ def test_updates_that_are_never_stored_can_be_attacked(attack: UpdateAttack) -> 
 # 2. Against every rule
 
 
+#: One instance of every rule.
+FIRST = [rules[0] for rules in RULE_TABLE.values()]
+
+
 @functools.cache
 def blind(attack: UpdateAttack) -> Any:
     """What an attack sends that does not ask the rule."""
@@ -326,6 +337,9 @@ def test_every_rule_survives_every_attack(rule: Rule) -> None:
         here = at(attack)
         context = here.context.server_context
         knows = attack.least == Knowledge.DEFENCE
+        if knows and rule not in FIRST:
+            # Those who ask the rule do so up to a hundred times; its variants differ little to them.
+            continue
         rows = attack.send(here.view, rule, here.context).rows if knows else blind(attack)
         # No copy of anything that an earlier rule may have changed.
         assert torch.equal(rows.materialise()[~rows.malicious], honest_of(attack)), f"{attack!r} against {rule!r}"
@@ -374,6 +388,8 @@ def test_legal_rows_of_any_size_give_finite_attacks(attack: UpdateAttack, kind: 
     assert sent.dtype == dtype
     assert sent.shape == (2, honest.shape[1])
     assert not finite_sender(attack) or torch.isfinite(sent).all()
+    if attack.least < Knowledge.DEFENCE:
+        return
     rule = Krum(f=2) if len(honest) > 1 else Mean()
     assert not finite_sender(attack) or torch.isfinite(attack(honest, q=2, defence=rule)).all()
 
