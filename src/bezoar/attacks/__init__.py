@@ -18,6 +18,7 @@ from bezoar.attacks.base import (
     UpdateAttack,
 )
 from bezoar.attacks.black_box import BlackBox, black_box
+from bezoar.attacks.counter_gradient import CounterGradient
 from bezoar.attacks.edge_case import EdgeCase
 from bezoar.attacks.fang import FangKrum, FangMedian, FangTrimmedMean
 from bezoar.attacks.gaussian import Gaussian
@@ -83,6 +84,7 @@ ATTACKS: Registry[Attack] = Registry(
         "opt-ipm": OptimisedIPM,
         "adaptive-pgd": AdaptivePGD,
         "black-box": BlackBox,
+        "counter-gradient": CounterGradient,
     },
 )
 
@@ -101,6 +103,7 @@ __all__ = [
     "Batch",
     "BiasedSampling",
     "BlackBox",
+    "CounterGradient",
     "DataAttack",
     "DuplicatedRecords",
     "EdgeCase",
