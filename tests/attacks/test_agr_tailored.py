@@ -15,6 +15,7 @@ from bezoar.aggregation import (
     CenteredClipping,
     Clip,
     Context,
+    FoolsGold,
     GeometricMedian,
     Krum,
     Mean,
@@ -102,6 +103,32 @@ def test_no_gamma_of_a_fine_grid_moves_the_answer_further(rule: Rule, kind: Any)
     assert sent.report["deviation"] >= (0.8 if jumps else 0.999) * grid
 
 
+@pytest.mark.parametrize("rule", [TrimmedMean(f=Q), Median(), NNM(f=Q) >> TrimmedMean(f=Q)], ids=lambda rule: rule.name)
+def test_a_sample_of_columns_does_nearly_as_well(rule: Rule) -> None:
+    rows = honest(d=3000)
+    view, context = bare(rows, Q)
+    few, all_ = (AGRTailored("std", sample=sample).send(view, rule, context) for sample in (200, 3000))
+    assert few.report["deviation"] >= 0.9 * all_.report["deviation"]
+    answer = rule.aggregate(few.rows)
+    assert few.report["deviation"] == pytest.approx(float((answer.vector - rows.mean(0)).norm()), rel=1e-9)
+
+
+def test_rules_that_remember_clients_are_asked_on_whole_rows_and_less_often() -> None:
+    view, context = bare(honest(), Q)
+    rule = FoolsGold(features="full")
+    state = dict(rule.aggregate(DenseUpdates(torch.cat([honest(), honest()[:Q]])[list(range(13))], order())).state)
+    sent = AGRTailored().send(view, rule, dataclasses.replace(context, rule_state=state))
+    assert sent.report["evaluations"] < 20
+    answer = rule.aggregate(sent.rows, state)
+    mean = honest().mean(0)
+    assert sent.report["deviation"] == pytest.approx(float((answer.vector - mean).norm()), rel=1e-9)
+    assert sent.report["deviation"] > float((rule.aggregate(stacked(honest(), mean)[0], state).vector - mean).norm())
+
+
+def order() -> Tensor:
+    return torch.tensor(sorted([2 * i for i in range(10)] + [1, 3, 5]))
+
+
 def test_it_is_better_against_its_rule_than_against_another() -> None:
     rows = honest()
     view, context = bare(rows, Q)
@@ -182,6 +209,7 @@ def test_searches() -> None:
     assert last_true(lambda way: 0.0, 1e-6) == 0
     assert last_true(lambda way: 1.0, 1e-6) == 2**12
     assert best(lambda way: -((way - 5.7) ** 2) + 100, 1e-4) == pytest.approx(5.7, rel=1e-2)
+    assert best(lambda way: -((way - 5.7) ** 2) + 100, 1e-4, 4.0) == pytest.approx(5.7, rel=1e-2)
     # What has grown as far as it will is reached with the least way that does it.
     assert best(lambda way: min(way, 4.4), 1e-4) == pytest.approx(4.4, rel=1e-3)
     assert best(lambda way: 1.0, 1e-4) == 0
@@ -191,7 +219,9 @@ def test_it_needs_to_know_the_rule() -> None:
     assert AGRTailored.least == Knowledge.DEFENCE
 
 
-@pytest.mark.parametrize("options", [{"direction": "up"}, {"objective": "all"}, {"tolerance": 0.0}, {"tolerance": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"direction": "up"}, {"objective": "all"}, {"tolerance": 0.0}, {"tolerance": 1.0}, {"sample": 0}]
+)
 def test_nonsense_is_refused(options: Any) -> None:
     with pytest.raises(ConfigError, match="agr-tailored"):
         AGRTailored(**options)

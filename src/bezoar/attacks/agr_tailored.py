@@ -10,10 +10,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bezoar.aggregation.base import Aggregate, Pipeline, Rule
+from bezoar.aggregation.base import Aggregate, Pipeline, Rule, check_count
 from bezoar.aggregation.krum import Krum
 from bezoar.aggregation.multi_krum import MultiKrum
 from bezoar.attacks._directions import Direction, check_direction, spread
+from bezoar.attacks._probe import SAMPLE, Probe
 from bezoar.attacks.base import AttackContext, Knowledge, Sent, UpdateAttack, honest_mean, stack, usable
 from bezoar.errors import ConfigError, HostileRowsError
 from bezoar.updates.base import Needs, Updates
@@ -49,8 +50,13 @@ class AGRTailored(UpdateAttack):
     send the mean. All send the same vector; the record tells ``gamma``, the ``deviation`` and how often the rule was
     asked (``evaluations``).
 
+    For "deviation", rules that read columns are asked on ``sample`` of them, so that gamma is an estimate for more
+    columns than that; rules that read named layers or have a memory of clients are asked on whole updates, less often
+    and to a share of 0.3 only. What is told of the chosen gamma is exact.
+
     Knows: every honest update of the round, and the rule.
-    Cost: one pass over the columns; the rule some 40 times. For Krum these share one Gram matrix.
+    Cost: one pass over the columns, one Gram matrix that all questions share, and the rule some 40 times in n x n space
+        or on ``sample`` columns.
     Peers: none of ByzFL, Blades and FLPoison tailors to a rule like this; ByzFL's Optimal_ALIE and Optimal_IPM search a
         factor in the same way.
     Reference: Shejwalkar, Houmansadr: Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for
@@ -62,8 +68,9 @@ class AGRTailored(UpdateAttack):
     direction: Direction = "unit"
     objective: Literal["auto", "selection", "deviation"] = "auto"
     tolerance: float = 1e-3
+    sample: int = SAMPLE
 
-    needs: ClassVar[Needs] = Needs.BLOCKS
+    needs: ClassVar[Needs] = Needs.GRAM | Needs.BLOCKS
 
     def __post_init__(self) -> None:
         check_direction("agr-tailored", self.direction)
@@ -73,6 +80,7 @@ class AGRTailored(UpdateAttack):
             )
         if not 0 < self.tolerance < 1:
             raise ConfigError(f"agr-tailored: tolerance must be above 0 and below 1, got {self.tolerance}")
+        check_count("agr-tailored", "sample", self.sample, least=1)
 
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
         return self.send(view, defence, context).rows
@@ -87,43 +95,54 @@ class AGRTailored(UpdateAttack):
             # Equal rows give no scale to search on, and a mean of zero no direction: what they send is that mean.
             return Sent(stack(view, about.mean[None], context.clients), context.state, {"gamma": 0.0})
         # A basis of the rows' own size, so that its coefficients are, too.
-        basis = torch.stack([about.mean, about.direction * radius]).to(view.dtype)
-        start = Stacked.by_client(view, _moved(q, 0.0), basis, context.clients)
+        step = (about.direction * radius).to(view.dtype)
+        start = Stacked.by_client(view, _moved(q, 0.0), torch.stack([about.mean.to(view.dtype), step]), context.clients)
+        if self.objective == "selection" or (self.objective == "auto" and selects(defence)):
+            way, asked = self._selected(start, defence, context)
+            rows = start.with_coefficients(_moved(q, way))
+            return Sent(rows, context.state, {"gamma": about.gamma(way * radius), "evaluations": asked})
+        probe = Probe(view, step[None], defence, context, importance=about.direction.square(), sample=self.sample)
+        seen: dict[float, float] = {}
+
+        def deviation(way: float) -> float:
+            if way not in seen:
+                seen[way] = probe.deviation(probe.mean - way * probe.unit(0))
+            return seen[way]
+
+        way = best(deviation, self.tolerance) if probe.cheap else best(deviation, max(self.tolerance, 0.3), 4.0)
+        rows = start.with_coefficients(_moved(q, way))
+        report = {"deviation": probe.whole_deviation(rows), "evaluations": float(len(seen))}
+        return Sent(rows, context.state, {"gamma": about.gamma(way * radius), **report})
+
+    def _selected(self, start: Stacked, defence: Rule, context: AttackContext) -> tuple[float, float]:
+        """The largest way with which all attackers are selected, and how often the rule was asked."""
         asked: dict[float, float] = {}
 
         def value(way: float) -> float:
             if way not in asked:
-                trial = start.with_coefficients(_moved(q, way))
+                trial = start.with_coefficients(_moved(len(context.clients), way))
                 try:
                     answer = defence.aggregate(trial, context.rule_state, context.server_context)
                 except HostileRowsError:
-                    asked[way] = -math.inf
+                    asked[way] = 0.0
                 else:
-                    asked[way] = self._value(answer, trial, about.mean, selects(defence))
+                    asked[way] = float(_all_selected(answer, trial))
             return asked[way]
 
-        by_selection = self.objective == "selection" or (self.objective == "auto" and selects(defence))
-        way = (last_true if by_selection else best)(value, self.tolerance)
-        report = {"gamma": about.gamma(way * radius), "evaluations": float(len(asked))}
-        if not by_selection:
-            report["deviation"] = value(way)
-        # The very rows that the rule was asked about: near the largest gamma rounding may decide.
-        return Sent(start.with_coefficients(_moved(q, way)), context.state, report)
+        return last_true(value, self.tolerance), float(len(asked))
 
-    def _value(self, answer: Aggregate, trial: Stacked, mean: Tensor, selecting: bool) -> float:
-        """How far the answer is from the mean; for "selection" whether all attackers are selected (1 or 0)."""
-        if not (self.objective == "selection" or (self.objective == "auto" and selecting)):
-            return float((answer.vector.double() - mean).norm())
-        bad = trial.malicious.to(trial.device)
-        if answer.selected is not None:
-            return float(answer.selected[bad].all())
-        if answer.weights is None:
-            raise ConfigError(
-                "agr-tailored: objective 'selection' is for rules that select or weigh rows; this one does not say "
-                "whom it trusts: take 'deviation'"
-            )
-        # Copies are one vector to a rule that picks one row: it is enough that it picks one of them.
-        return float(answer.weights[bad].sum() > 0.5 * answer.weights.sum())
+
+def _all_selected(answer: Aggregate, trial: Stacked) -> bool:
+    bad = trial.malicious.to(trial.device)
+    if answer.selected is not None:
+        return bool(answer.selected[bad].all())
+    if answer.weights is None:
+        raise ConfigError(
+            "agr-tailored: objective 'selection' is for rules that select or weigh rows; this one does not say whom it "
+            "trusts: take 'deviation'"
+        )
+    # Copies are one vector to a rule that picks one row: it is enough that it picks one of them.
+    return bool(answer.weights[bad].sum() > 0.5 * answer.weights.sum())
 
 
 def selects(rule: Rule) -> bool:
@@ -155,14 +174,14 @@ def last_true(value: Callable[[float], float], tolerance: float) -> float:
     return low
 
 
-def best(value: Callable[[float], float], tolerance: float) -> float:
-    """The way of largest ``value`` of those doubled, refined by golden section; the least of those as good."""
-    ways = [_FIRST * 2.0**k for k in range(_DOUBLINGS)]
+def best(value: Callable[[float], float], tolerance: float, ratio: float = 2.0) -> float:
+    """The way of largest ``value`` in steps of ``ratio``, refined by golden section; the least of those as good."""
+    ways = [_FIRST * ratio**k for k in range(_DOUBLINGS) if ratio**k <= 2.0 ** (_DOUBLINGS - 1)]
     found = 0.0
     for way in ways:
-        if value(way) > value(found) * (1 + _BETTER) or value(found) == -math.inf:
+        if value(way) > value(found) * (1 + _BETTER):
             found = way
-    low, high = found / 2, min(found * 2, ways[-1])
+    low, high = found / ratio, min(found * ratio, ways[-1])
     golden = (math.sqrt(5) - 1) / 2
     left, right = high - golden * (high - low), low + golden * (high - low)
     while high - low > tolerance * high and found > 0:
@@ -176,7 +195,7 @@ def best(value: Callable[[float], float], tolerance: float) -> float:
             low, left = left, right
             right = low + golden * (high - low)
     # Beyond some way many rules answer the same: there is no need to stand out more than that.
-    low, high = found / 2, found
+    low, high = found / ratio, found
     while high - low > tolerance * high:
         middle = (low + high) / 2
         low, high = (low, middle) if value(middle) >= value(found) * (1 - _BETTER) else (middle, high)
