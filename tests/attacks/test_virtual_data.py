@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -417,3 +418,20 @@ def test_in_an_experiment_the_honest_move_is_the_true_one(monkeypatch: pytest.Mo
     for t in range(1, 8):
         expected = -asked.learning_rate.at(t, 8) * truth[t - 1]
         assert torch.allclose(guessed[t], expected, atol=1e-6 + 1e-3 * float(expected.abs().max())), t
+
+
+@pytest.mark.parametrize("acquisition", ["offline", "online-global"])
+def test_a_stopped_run_goes_on_with_the_same_bits(acquisition: str, tmp_path: Path) -> None:
+    attack = {**TRIGGER, "steps": 3, "acquisition": acquisition}
+    asked = experiment({"pipeline": ["mean"]}, attack, rounds=6).model_copy(update={"checkpoint_every": 2})
+
+    def stop(record: Any) -> None:
+        if record["kind"] == "round" and record["round"] == 5:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run(asked, tmp_path / "run", progress=stop)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    resumed, whole = run(asked, tmp_path / "run", resume=True), run(asked)
+    assert all(torch.equal(resumed.weights[name], whole.weights[name]) for name in whole.weights)
+    assert resumed.rounds == whole.rounds
