@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from bezoar.cli import app
 from bezoar.errors import BezoarError, ConfigError
 from bezoar.experiments.config import override, read_toml
 from bezoar.personalized.experiment import Equivalence, run, table_rows
@@ -120,21 +120,22 @@ def test_command_line(tmp_path: Path) -> None:
     settings = {**SMALL, "training.epochs": 3, "target.epochs": 2, "every": 3}
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 
-    def bezoar(*arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "bezoar", *arguments]
-        return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    def bezoar(*arguments: str) -> Any:
+        return CliRunner().invoke(app, [*arguments, "--allocator", "default"])
 
     out = str(tmp_path / "out")
-    done = bezoar("run", "equivalence-mnist", "--out", out, "--seed", "4", "--threads", "1", *options)
-    assert done.returncode == 0, done.stderr
+    done = bezoar("run", "equivalence-mnist", "--out", out, "--seed", "4", *options)
+    assert done.exit_code == 0, done.output
     assert "l2-squared   gradient" in done.stdout
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["seed"] == 4
+    told = bezoar("run", "equivalence-mnist", "--out", str(tmp_path / "json"), "--json", *options)
+    assert json.loads(told.stdout)["kind"] == "personalized"
     refused = bezoar("run", "equivalence-mnist", "--out", out, "--resume", *options)
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "can not be resumed" in refused.stderr
+    assert isinstance(refused.exception, ConfigError)
+    assert "can not be resumed" in str(refused.exception)
     grid = bezoar("compare", "equivalence-mnist")
-    assert grid.returncode == 2
-    assert "bezoar run" in grid.stderr
+    assert isinstance(grid.exception, ConfigError)
+    assert "bezoar run" in str(grid.exception)
 
 
 @pytest.mark.data
