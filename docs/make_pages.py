@@ -70,12 +70,17 @@ def attacks_page() -> str:
     return _page(ATTACKS_HEAD, groups, "")
 
 
+def _least(attack: type[Attack]) -> Knowledge:
+    """The knowledge that the attack needs as it comes; with other parameters it may be more."""
+    return attack.least if isinstance(attack.least, Knowledge) else attack().least
+
+
 def _group(attack: type[Attack]) -> int:
     if issubclass(attack, DataAttack):
         return 4 if attack.__module__.endswith(".mistakes") else 3
-    if attack.least is Knowledge.DEFENCE:
+    if _least(attack) is Knowledge.DEFENCE:
         return 1
-    return 2 if attack.targeted or attack.least is Knowledge.MODEL else 0
+    return 2 if attack.targeted or _least(attack) is Knowledge.MODEL else 0
 
 
 def _page(head: str, groups: dict[str, list[Entry]], tail: str) -> str:
@@ -104,7 +109,7 @@ def _facts(entry: Entry) -> Iterable[str]:
         return
     attack = ATTACKS[entry.name]
     knows = entry.card.get("Knows", "").replace("``", "`")
-    yield f"- **Knows**: at least `{attack.least.label}`" + (f"; {knows}" if knows else "")
+    yield f"- **Knows**: at least `{_least(attack).label}`" + (f"; {knows}" if knows else "")
     if attack.targeted:
         yield "- **Targeted**: yes"
     if issubclass(attack, UpdateAttack) and attack.uses_own is True:

@@ -13,6 +13,7 @@ from torch import Tensor
 from bezoar.aggregation import Aggregate, Mean
 from bezoar.attacks import AttackContext, Batch, DataAttack, Knowledge, UpdateAttack
 from bezoar.attacks.base import masked
+from bezoar.certify import aggregation_floor
 from bezoar.data.dataset import Indices
 from bezoar.errors import HostileRowsError
 from bezoar.experiments.setup import cross_entropy
@@ -221,8 +222,6 @@ def measured(vector: Tensor, updates: Updates, attackers: Indices) -> dict[str, 
     mean = updates.combine(weights).double()
     # Not through the norms' mean alone: where rows nearly coincide, both terms are large and their difference is not.
     distances = updates.squared_norms()[good] - 2 * updates.dot(mean)[good] + mean.square().sum()
-    n, q = len(updates), len(attackers)
     variance = distances.clamp(min=0).mean()
-    # What no rule can promise to stay below, whatever it is; without an honest majority, anything can happen.
-    floor = variance * (q / (n - 2 * q)) if n > 2 * q else torch.tensor(torch.inf)
+    floor = variance * aggregation_floor(len(updates), len(attackers), 1.0)
     return {"variance": variance, "deviation": (vector.double() - mean).square().sum(), "floor": floor}
