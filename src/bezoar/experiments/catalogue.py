@@ -15,8 +15,8 @@ from bezoar.errors import ConfigError, nearest
 from bezoar.experiments.config import read_toml
 from bezoar.experiments.defence import PRESETS
 from bezoar.models import MODELS
-from bezoar.recipes import recipes
 from bezoar.priors import PRIORS
+from bezoar.recipes import recipes
 from bezoar.registry import Entry
 from bezoar.servers import SERVERS
 from bezoar.servers.schedules import SCHEDULES
