@@ -21,6 +21,7 @@ SMALL = {
     "cifar10-cross-device": {"rounds": 1, "model.width": 4},
     "cifar10-cross-silo": {"rounds": 1, "model.width": 4},
     "rules-vs-attacks": {"rounds": 2, "model.hidden": [4]},
+    "hospital-mistakes": {"rounds": 2},
     "attack-matrix": {"rounds": 2, "model.hidden": [4]},
     "sybil-virtual-data": {"rounds": 2, "model.hidden": [4]},
 }

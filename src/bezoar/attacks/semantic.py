@@ -28,7 +28,7 @@ class Semantic(DataAttack):
 
     Knows: its own samples, and the held ones if it needs them.
     Cost: that of training on up to ``held`` more samples.
-    Peers: FLPoison's targeted label flip; the backdoors 7 to 1 and 4 to 9 of SparseFed's FEMNIST tables.
+    Peers: FLPoison's targeted label flip, without samples that are held back.
     Reference: Bagdasaryan, Veit, Hua, Estrin, Shmatikov: How To Backdoor Federated Learning, AISTATS 2020 (semantic
         backdoors); Panda et al.: SparseFed, AISTATS 2022 (7 to 1, 4 to 9).
     """
