@@ -45,7 +45,8 @@ def equilibrium(problem: Problem, *frozen: Tensor) -> Tensor:
     if not isinstance(problem.loss, LinearRegression) or not isinstance(problem.regularizer, SquaredL2):
         raise ConfigError("equilibrium: closed form for LinearRegression with SquaredL2 only")
     tie = 2 * problem.regularizer.strength
-    eye = torch.eye(problem.loss.features, dtype=problem.data[0].inputs.dtype)
+    like = problem.data[0].inputs
+    eye = torch.eye(problem.loss.features, dtype=like.dtype, device=like.device)
     left, right = tie * len(frozen) * eye, torch.zeros_like(eye[0])
     for theta in frozen:
         right = right + tie * theta
@@ -61,7 +62,7 @@ def equilibrium(problem: Problem, *frozen: Tensor) -> Tensor:
 
 def _ridge(problem: Problem, n: int, rho: Tensor) -> Tensor:
     points, share = problem.data[n], problem.share(n)
-    eye = torch.eye(len(rho), dtype=rho.dtype)
+    eye = torch.eye(len(rho), dtype=rho.dtype, device=rho.device)
     hessian = share * points.inputs.T @ points.inputs + 2 * problem.ridge * eye
     if isinstance(problem.regularizer, SquaredL2):
         tie = 2 * problem.regularizer.strength
@@ -79,7 +80,7 @@ def _tied_step(curvature: Tensor, slope: Tensor, regularizer: Regularizer) -> Te
         return torch.zeros_like(slope)
 
     # In NumPy: the vectors are short, and the loop is run for every user in every round.
-    steep, bend = slope.numpy(), curvature.numpy()
+    steep, bend = slope.cpu().numpy(), curvature.cpu().numpy()
 
     def excess(r: float) -> float:
         c = float(regularizer.pull(torch.tensor(r, dtype=torch.float64)))

@@ -151,6 +151,21 @@ def test_softmax_regression_takes_any_gradient(c: int, p: int, bias: bool, radiu
             torch.testing.assert_close(points.inputs.norm(dim=1), torch.full((len(points),), radius).double())
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_model_that_is_sure_of_itself_takes_more_samples_but_not_all_there_are(bias: bool) -> None:
+    counts = []
+    for scale in (0.3, 3.0, 30.0):
+        model = linear(20, 5, bias, 1, scale)
+        target = flat(softmax_target(5, 20, 2, bias), bias)
+        points = SoftmaxExact()(model, target)
+        np.testing.assert_allclose(oracle(model, points), target.numpy(), atol=1e-8)
+        counts.append(len(points))
+    assert counts == sorted(counts)
+    assert counts[-1] < 10_000
+    with pytest.raises(ConfigError, match="the model is too sure"):
+        SoftmaxExact(radius=20.0)(model, target)
+
+
 @pytest.mark.parametrize("which", ["no bias part", "one direction without a bias part", "bias only", "zero"])
 def test_softmax_directions_without_a_bias_part(which: str) -> None:
     c, p = 4, 5

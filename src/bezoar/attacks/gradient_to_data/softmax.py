@@ -47,8 +47,8 @@ class SoftmaxExact(GradientToData):
     longest x_i as short as it can be. Where the model is sure of x_i, k_i is astronomical. Then, or where no v_i has a
     last entry, each direction v = (a, b) gets two samples instead, at x_0 +- t a/|a|, of weights
     sigma u (b +- |a|/t)/2 (v is that of G seen from x_0). x_0 is 0 or the nearest point where all outputs are equal,
-    and t is tried on a grid: the way with the fewest samples is taken. ``radius`` fixes t, with x_0 = 0, and so the
-    length of all inputs. Without a bias x_i = t v_i. More than ``most`` samples are an error.
+    and each direction's t the best of a grid: the way with the fewest samples is taken. ``radius`` fixes t, with
+    x_0 = 0, and so the length of all inputs. Without a bias x_i = t v_i. More than ``most`` samples are an error.
 
     Knows: the model and the gradient wanted.
     Cost: a singular value decomposition, O(C^2 p); the number of samples grows with G and with the model's certainty.
@@ -75,7 +75,7 @@ class SoftmaxExact(GradientToData):
         found: tuple[float, Tensor, Tensor, Tensor] | None = None
         for inputs, weights in self._ways(g, w, b, bias is not None):
             s = torch.softmax(inputs @ w.T + b, dim=1)
-            copies = (weights / s).amax(1).ceil().clamp(min=1)
+            copies = _copies(weights, s)
             total = float(copies.sum())
             if math.isfinite(total) and (found is None or total < found[0]):
                 found = total, inputs, s - weights / copies[:, None], copies
@@ -94,12 +94,11 @@ class SoftmaxExact(GradientToData):
         if not v.shape[1]:
             yield w.new_zeros(1, w.shape[1]), w.new_zeros(1, len(w))
             return
-        # Outputs differ by this much for an input of length 1; the grid is in its units.
-        unit = 1 / max(float(torch.linalg.matrix_norm(w - w.mean(0), 2)), 1e-100)
-        grid = [unit * 2.0**power for power in range(-6, 7)] if self.radius is None else [self.radius]
+        powers = [2.0**power for power in range(-6, 7)] if self.radius is None else [self.radius]
         if not biased:
-            for t in grid if self.radius is not None else [1.0, *grid]:
-                yield t * v.T, a.T / t
+            scale = _unit(w, v.T) if self.radius is None else torch.ones_like(v[:1].T)
+            for power in powers:
+                yield scale * power * v.T, a.T / (scale * power)
             return
         if self.radius is None and bool(v[-1].abs().min() > 1e-9):
             yield (v[:-1] / v[-1]).T, (a * v[-1]).T
@@ -111,9 +110,37 @@ class SoftmaxExact(GradientToData):
             a, v = even_factors(seen)
             lengths = torch.linalg.vector_norm(v[:-1], dim=0)
             units = (v[:-1] / lengths.clamp(min=1e-300)).T
-            for t in grid:
-                plus, minus = (a * (v[-1] + lengths / t)).T / 2, (a * (v[-1] - lengths / t)).T / 2
-                yield torch.cat([centre + t * units, centre - t * units]), torch.cat([plus, minus])
+            scale = _unit(w, units) if self.radius is None else torch.ones_like(units[:, :1])
+            best: tuple[Tensor, Tensor, Tensor] | None = None
+            for power in powers:
+                t = scale * power
+                plus, minus = a.T * (v[-1] + lengths / t.T).T / 2, a.T * (v[-1] - lengths / t.T).T / 2
+                inputs = torch.stack([centre + t * units, centre - t * units])
+                weights = torch.stack([plus, minus])
+                cost = _copies(weights, torch.softmax(inputs @ w.T + b, dim=-1)).sum(0)
+                if best is None:
+                    best = cost, inputs, weights
+                    continue
+                # Every direction has a t of its own.
+                better = cost < best[0]
+                best = (
+                    torch.where(better, cost, best[0]),
+                    torch.where(better[:, None], inputs, best[1]),
+                    torch.where(better[:, None], weights, best[2]),
+                )
+            assert best is not None
+            yield best[1].flatten(0, 1), best[2].flatten(0, 1)
+
+
+def _unit(w: Tensor, directions: Tensor) -> Tensor:
+    """For each direction [r, p] the length [r, 1] at which outputs differ by about 1."""
+    spread: Tensor = torch.linalg.vector_norm(directions @ (w - w.mean(0)).T, dim=1, keepdim=True)
+    return spread.clamp(min=1e-100).reciprocal()
+
+
+def _copies(weights: Tensor, chances: Tensor) -> Tensor:
+    """How many copies of each sample keep its labels from being negative; infinite where the model is all too sure."""
+    return (weights / chances).amax(-1).ceil().nan_to_num(nan=torch.inf).clamp(min=1)
 
 
 def _balanced(g: Tensor) -> Tensor:
