@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation.base import Rule, check_count
-from bezoar.attacks._probe import SAMPLE, Probe, column_spread
+from bezoar.attacks._probe import SAMPLE, Method, Probe, column_spread
 from bezoar.attacks.base import AttackContext, Knowledge, Sent, UpdateAttack, honest_mean, usable
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
@@ -19,6 +19,9 @@ from bezoar.updates.stacked import Stacked
 
 #: The smallest scale tried.
 SMALLEST = 0.02
+
+#: The steps of the grid, and how often it is zoomed in, by what a trial costs.
+GRIDS: dict[Method, tuple[float, int]] = {"exact": (2**0.25, 5), "sampled": (2**0.5, 6), "whole": (10.0, 1)}
 
 
 def strongest_scales(
@@ -78,7 +81,7 @@ class _Optimised(UpdateAttack):
         def value(scale: float) -> float:
             return probe.deviation(start + scale * direction)
 
-        ratio, zooms = (math.sqrt(2), 6) if probe.cheap else (10.0, 1)
+        ratio, zooms = GRIDS[probe.method]
         scales = strongest_scales(value, self.largest, ratio, zooms)
         candidates = [(start + scale * direction, reached) for scale, reached in scales]
         rows, deviation, mix = probe.settle(candidates)
