@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -334,8 +333,3 @@ def masked(context: AttackContext, knowledge: Knowledge) -> AttackContext:
     if knowledge < Knowledge.OWN_DATA:
         hidden |= {"own": None, "own_rows": None}
     return dataclasses.replace(context, **hidden) if hidden else context
-
-
-def chosen_share(rows: int, share: float, draws: torch.Generator) -> Tensor:
-    """A uniformly drawn ``share`` of ``rows`` samples, to the nearest count: ascending indices."""
-    return torch.randperm(rows, generator=draws)[: int(np.floor(share * rows + 0.5))].sort().values
