@@ -15,6 +15,7 @@ from bezoar.aggregation import (
     Context,
     DnC,
     FoolsGold,
+    GeometricMedian,
     MeaMed,
     Mean,
     Median,
@@ -159,3 +160,15 @@ def test_selected_rows_keep_the_ids_they_were_given() -> None:
     ids = torch.tensor([7, 8, 9, 6, 5])
     mixed = Mixed(DenseUpdates(torch.ones(5, 2)), torch.ones(5), clients=ids)
     assert mixed.select(torch.tensor([0, 1])).clients.tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-16, 1e-14, 1e-12, 1e-11, 1e-10, 1e-8])
+def test_geometric_median_does_not_stop_among_near_copies(spread: float) -> None:
+    draws = torch.Generator().manual_seed(0)
+    honest = torch.randn(11, 30, dtype=torch.float64, generator=draws)
+    clique = torch.ones(3, 30, dtype=torch.float64) + spread * torch.randn(3, 30, dtype=torch.float64, generator=draws)
+    rows = torch.cat([honest, clique])
+    found = GeometricMedian()(rows)
+    exact = GeometricMedian()(torch.cat([honest, torch.ones(3, 30, dtype=torch.float64)]))
+    assert float((found - exact).norm()) < 1e-6 + 10 * spread
+    assert float((rows - found).norm(dim=1).sum()) <= float((rows - exact).norm(dim=1).sum()) * (1 + 1e-9)

@@ -30,6 +30,9 @@ LEAST = 1e-100
 #: Along a step the slope is brought down to this share of the first one, in so many attempts.
 FLAT, SEARCHES = 0.1, 60
 
+#: Rows whose squared distance is at most this share of the median one are one row: 1e-10 of the distance.
+COPIES = 1e-20
+
 
 @dataclass(frozen=True)
 class GeometricMedian(Rule):
@@ -100,8 +103,9 @@ class GeometricMedian(Rule):
 
     def _median(self, distances: Tensor, share: Tensor, tie: float) -> Tensor:
         """Weights [n] of the median, of rows with the weights ``share`` [n]."""
-        # Copies of a row are one row of their joint mass.
-        first = (distances <= 0).to(torch.int8).argmax(1)
+        # Copies of a row are one row of their joint mass, and so are rows that only differ by rounding: between them
+        # every step is short, and the search would take that for its end.
+        first = (distances <= COPIES).to(torch.int8).argmax(1)
         mass = torch.zeros_like(share).index_add(0, first, share)
         rows = (mass > 0).nonzero().flatten()
         mass, distances = mass[rows], distances[rows][:, rows]
