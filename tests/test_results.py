@@ -14,7 +14,7 @@ FOLDERS = sorted(path.parent for path in ROOT.glob("results/*/comparison.json"))
 
 
 def test_there_are_results() -> None:
-    names = ["fashion-mnist-cross-device", "fashion-mnist-long-run", "rules-vs-attacks"]
+    names = ["fashion-mnist-cross-device", "fashion-mnist-long-run", "rules-vs-attacks", "sybil-virtual-data"]
     assert [folder.name for folder in FOLDERS] == names
 
 
@@ -80,3 +80,22 @@ def test_benchmark_page_quotes_the_records_of_the_rules() -> None:
             assert memory[name] <= 64
     for peer in json.loads((folder / "aggregation-peers-cpu.json").read_text())["figures"].values():
         assert f"| {peer['bezoar']:.1f} |" in text
+
+
+def test_the_page_of_sybils_quotes_the_records() -> None:
+    text = (ROOT / "docs" / "sybils.md").read_text(encoding="utf-8")
+    folder = ROOT / "results" / "sybil-virtual-data"
+    found: dict[tuple[object, ...], list[float]] = {}
+    for cell in json.loads((folder / "comparison.json").read_text())["cells"]:
+        labels = cell["labels"]
+        accuracy = json.loads((folder / cell["dir"] / "summary.json").read_text())["attack_accuracy"]
+        if accuracy is not None:
+            key = (labels["adversary.sybils"], labels["attack"], labels["defence"], labels["data.partition"])
+            found.setdefault(key, []).append(accuracy)
+    defences = list(dict.fromkeys(key[2] for key in found))
+    rows = list(dict.fromkeys(key[:2] for key in found))
+    assert (len(rows), len(defences)) == (10, 6)
+    for sybils, attack in rows:
+        seeds = [[found[sybils, attack, rule, part] for part in ("iid", "Dirichlet 0.3")] for rule in defences]
+        shown = [" / ".join(f"{100 * sum(pair) / len(pair):.0f}" for pair in parts) for parts in seeds]
+        assert f"| {attack} | {' | '.join(shown)} |" in text, (sybils, attack)
