@@ -162,7 +162,7 @@ def test_selected_rows_keep_the_ids_they_were_given() -> None:
     assert mixed.select(torch.tensor([0, 1])).clients.tolist() == [7, 8]
 
 
-@pytest.mark.parametrize("spread", [0.0, 1e-16, 1e-14, 1e-12, 1e-11, 1e-10, 1e-8])
+@pytest.mark.parametrize("spread", [0.0, 1e-16, 1e-14, 1e-12, 1e-10, 1e-9, 1e-8, 3e-8, 1e-7, 1e-6])
 def test_geometric_median_does_not_stop_among_near_copies(spread: float) -> None:
     draws = torch.Generator().manual_seed(0)
     honest = torch.randn(11, 30, dtype=torch.float64, generator=draws)

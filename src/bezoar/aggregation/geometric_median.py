@@ -30,8 +30,8 @@ LEAST = 1e-100
 #: Along a step the slope is brought down to this share of the first one, in so many attempts.
 FLAT, SEARCHES = 0.1, 60
 
-#: Rows whose squared distance is at most this share of the median one are one row: 1e-10 of the distance.
-COPIES = 1e-20
+#: Rows whose squared distance is at most this share of the median one are one row: 1e-7 of the distance.
+COPIES = 1e-14
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class GeometricMedian(Rule):
     far outliers and with rows within 1e-3 of a line (1e-6 of it with rows within 1e-4). It stops when a step of
     Newton's is below ``tolerance``; after ``max_iterations`` steps, or where rounding hides the way down, without a
     word at the best point so far. A row nearer than ``smoothing`` is the answer. Both are shares of the median
-    distance of the rows from the answer.
+    distance of the rows from the answer. Rows nearer to each other than 1e-7 of the usual distance count as one row.
 
     Where the median is not unique (rows on a line) it is the mean of the rows that are medians, copies of a row
     counted once. Pulls are compared up to 1e-11 of the sum of weights, 1e-5 if the rows are not float64: so rows that
