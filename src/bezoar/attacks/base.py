@@ -57,18 +57,28 @@ class Goal:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of several clients: ``inputs`` [N, ...] as the model takes them, ``targets`` [N], ``owners`` [N]."""
+    """Samples of several clients.
+
+    Attributes:
+        inputs: [N, ...] as the model takes them.
+        targets: labels [N].
+        owners: the client of every sample [N].
+        rows: where each sample stands in the training set [N] int64 on the CPU; None if that is not known, -1 for
+            samples that do not stand there.
+    """
 
     inputs: Tensor
     targets: Tensor
     owners: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.owners)
 
-    def select(self, rows: Tensor) -> Batch:
-        """The samples at ``rows`` (indices or mask)."""
-        return Batch(self.inputs[rows], self.targets[rows], self.owners[rows])
+    def select(self, chosen: Tensor) -> Batch:
+        """The samples at ``chosen`` (indices or mask)."""
+        rows = None if self.rows is None else self.rows[chosen.cpu()]
+        return Batch(self.inputs[chosen], self.targets[chosen], self.owners[chosen], rows)
 
     @staticmethod
     def join(*batches: Batch) -> Batch:
@@ -76,7 +86,19 @@ class Batch:
         owners = torch.cat([batch.owners for batch in batches])
         order = torch.argsort(owners, stable=True)
         inputs = torch.cat([batch.inputs for batch in batches])[order]
-        return Batch(inputs, torch.cat([batch.targets for batch in batches])[order], owners[order])
+        rows = None
+        if any(batch.rows is not None for batch in batches):
+            unknown = [torch.full((len(batch),), -1) if batch.rows is None else batch.rows for batch in batches]
+            rows = torch.cat(unknown)[order.cpu()]
+        return Batch(inputs, torch.cat([batch.targets for batch in batches])[order], owners[order], rows)
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """All samples of one client, of which a round may see a few: ``rows`` of the training set [m], ``targets`` [m]."""
+
+    rows: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True)
@@ -121,6 +143,7 @@ class AttackContext:
         lr: the learning rate with which clients train this round.
         server_lr: the factor between the defence's answer and the server's step.
         own: the attackers' samples of this round with true labels.
+        held: all samples of an attacker by its id, of which ``own`` may be a few; None outside of an experiment.
         own_rows: the updates that the attackers would send if they were honest (attacks that set ``uses_own``).
         low, high: the darkest and the brightest value of an input as the model takes it, each [C, 1, ...].
         mean, std: what inputs were normalised with, each [C, 1, ...]: the raw value is input * std + mean.
@@ -147,6 +170,7 @@ class AttackContext:
     lr: float = 1.0
     server_lr: float = 1.0
     own: Batch | None = None
+    held: Callable[[int], Holdings] | None = None
     own_rows: Updates | None = None
     low: Tensor | None = None
     high: Tensor | None = None
@@ -331,5 +355,5 @@ def masked(context: AttackContext, knowledge: Knowledge) -> AttackContext:
         blank = torch.zeros_like(context.weights)
         hidden |= {"weights": blank, "previous_weights": None, "server_context": Context(round=context.round)}
     if knowledge < Knowledge.OWN_DATA:
-        hidden |= {"own": None, "own_rows": None}
+        hidden |= {"own": None, "held": None, "own_rows": None}
     return dataclasses.replace(context, **hidden) if hidden else context

@@ -17,7 +17,7 @@ from bezoar.certify import aggregation_floor
 from bezoar.data.dataset import Indices
 from bezoar.errors import HostileRowsError
 from bezoar.experiments.setup import cross_entropy
-from bezoar.experiments.work import Memory, Round, samples, updates_of
+from bezoar.experiments.work import Memory, Round, holdings, samples, updates_of
 from bezoar.updates import DenseUpdates, Stacked, Updates
 
 State = Mapping[str, Tensor]
@@ -113,7 +113,8 @@ _UNKNOWN = Mean()
 def _together(honest: Batch, own: Batch) -> Batch:
     """All samples in the order of their owners' ids."""
     device = own.inputs.device
-    return Batch.join(Batch(honest.inputs.to(device), honest.targets.to(device), honest.owners.to(device)), own)
+    moved = Batch(honest.inputs.to(device), honest.targets.to(device), honest.owners.to(device), honest.rows)
+    return Batch.join(moved, own)
 
 
 def _copied(at: Round, claims: Tensor) -> Tensor:
@@ -158,6 +159,7 @@ def _context(at: Round, mind: Mind, own: Batch, claims: Tensor) -> AttackContext
         lr=at.lr,
         server_lr=experiment.clients.server_lr(at.lr),
         own=own if len(own) else None,
+        held=lambda client: holdings(setup, client),
         low=-mean / std,
         high=(1 - mean) / std,
         mean=mean,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bezoar.aggregation import Context, Rule
 from bezoar.attacks import Batch
+from bezoar.attacks.base import Holdings
 from bezoar.clients import Work, accumulate
 from bezoar.data.dataset import Indices, as_input
 from bezoar.errors import DivergedError
@@ -71,16 +72,26 @@ def samples(at: Round) -> tuple[Batch, Batch]:
     honest, own = everyone.select(~attacks), everyone.select(attacks)
     sybils = at.attackers[at.attackers >= federation.n]
     if len(sybils) and len(setup.malicious):
-        copied = setup.malicious[(sybils - federation.n) % len(setup.malicious)]
-        parts = [federation.client(client) for client in copied.tolist()]
+        parts = [federation.client(source(setup, sybil)) for sybil in sybils.tolist()]
         owners = np.repeat(sybils, [len(part) for part in parts])
-        copies = _batch(setup, np.concatenate(parts), owners, at.number, "augment sybils")
-        own = Batch(
-            torch.cat([own.inputs, copies.inputs]),
-            torch.cat([own.targets, copies.targets]),
-            torch.cat([own.owners, copies.owners]),
-        )
-    return honest, Batch(as_input(own.inputs, setup.device), own.targets.to(setup.device), own.owners.to(setup.device))
+        own = Batch.join(own, _batch(setup, np.concatenate(parts), owners, at.number, "augment sybils"))
+    return honest, _on(setup.device, own)
+
+
+def source(setup: Setup, client: int) -> int:
+    """The client whose samples ``client`` holds: its own, or for a sybil those of a malicious one."""
+    n = setup.federation.n
+    return client if client < n else int(setup.malicious[(client - n) % len(setup.malicious)])
+
+
+def holdings(setup: Setup, client: int) -> Holdings:
+    """All samples of ``client``, which may be a sybil."""
+    rows = torch.from_numpy(setup.federation.client(source(setup, client)))
+    return Holdings(rows, setup.federation.dataset.train.targets[rows])
+
+
+def _on(device: torch.device, batch: Batch) -> Batch:
+    return Batch(as_input(batch.inputs, device), batch.targets.to(device), batch.owners.to(device), batch.rows)
 
 
 def _batch(setup: Setup, rows: Indices, owners: Indices, t: int, purpose: str) -> Batch:
@@ -88,7 +99,8 @@ def _batch(setup: Setup, rows: Indices, owners: Indices, t: int, purpose: str) -
     rows, owners = experiment.clients.chosen(rows, owners, experiment.seed, t)
     augment = generator(experiment.seed, purpose, t) if experiment.data.augment else None
     inputs = dataset.batch(dataset.train, rows, augment)
-    return Batch(inputs, dataset.train.targets[torch.from_numpy(rows)], torch.from_numpy(owners))
+    at = torch.from_numpy(rows)
+    return Batch(inputs, dataset.train.targets[at], torch.from_numpy(owners), at)
 
 
 def updates_of(at: Round, batch: Batch, memory: Memory) -> tuple[Updates, Memory]:
