@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from bezoar import run
-from bezoar.aggregation import Aggregate, Clip, Krum, Mean, Median, Rule
+from bezoar.aggregation import Aggregate, Clip, Context, Krum, Mean, Median, Rule
 from bezoar.attacks import ATTACKS, AttackContext, Batch, DataAttack, Knowledge, Poisoned, Sent, UpdateAttack
 from bezoar.attacks.base import honest_mean, stack
+from bezoar.data import DATASETS, Dataset, Samples, Source
 from bezoar.errors import ConfigError
-from bezoar.experiments.adversary import caught, flags, measured
+from bezoar.experiments import rounds
+from bezoar.experiments.adversary import caught, flags, measured, play_clients
 from bezoar.experiments.setup import prepare
 from bezoar.updates import DenseUpdates, Stacked, Updates
 from tests.experiments.tiny import tiny
@@ -181,19 +183,75 @@ def test_momentum_is_kept_for_sybils_too() -> None:
     assert [record["cohort"] for record in result.rounds] == [12, 12, 12]
 
 
-def test_poisoned_samples_change_what_their_clients_claim_and_send() -> None:
-    common: dict[str, Any] = {"defence": {"pipeline": [{"kind": "mean", "weighted": True}]}, "rounds": 2}
-    plain = spied(**common, attack={"kind": "none"}, adversary={"count": 0})
-    doubled = spied(**common, attack={"kind": "doubled"}, adversary={"clients": list(range(300))})
-    # A mean gradient over copies is the same gradient, but it weighs twice as much.
-    assert plain.summary["test_accuracy"] != doubled.summary["test_accuracy"] or not torch.equal(
-        next(iter(plain.weights.values())), next(iter(doubled.weights.values()))
-    )
+def claimed(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[int, float]:
+    """What every client of the last round said it held."""
+    found: dict[int, float] = {}
+
+    def watched(*arguments: Any) -> Any:
+        cast = play_clients(*arguments)
+        found.update(zip(cast.updates.clients.tolist(), cast.claims.tolist(), strict=True))
+        return cast
+
+    monkeypatch.setattr(rounds, "play_clients", watched)
+    spied(rounds=1, **settings)
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [0, 1, 4])
+def test_clients_claim_what_they_train_on_whatever_the_batch(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {
+        "data__partition": {"kind": "iid", "clients": 20},
+        "clients": {"kind": "gradient", "batch_size": batch_size},
+    }
+    plain = claimed(monkeypatch, **settings, attack={"kind": "none"}, adversary={"count": 0})
+    doubled = claimed(monkeypatch, **settings, attack={"kind": "doubled"}, adversary={"clients": [3], "sybils": 1})
+    drawn = batch_size or plain[3]
+    assert doubled[3] == doubled[20] == plain[3] + drawn
+    assert {client: doubled[client] for client in plain if client != 3} == {c: v for c, v in plain.items() if c != 3}
+
+
+def test_copies_of_samples_change_no_mean_gradient() -> None:
     unweighted: dict[str, Any] = {"defence": {"pipeline": ["mean"]}, "rounds": 2}
     plain = spied(**unweighted, attack={"kind": "none"}, adversary={"count": 0})
     doubled = spied(**unweighted, attack={"kind": "doubled"}, adversary={"clients": list(range(300))})
     for name, value in plain.weights.items():
         assert torch.allclose(value, doubled.weights[name], atol=1e-6)
+
+
+def test_attacks_on_data_do_not_see_more_than_they_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[AttackContext] = []
+
+    def watched(self: Doubled, batch: Batch, context: AttackContext) -> Poisoned:
+        seen.append(dataclasses.replace(context, weights=context.weights.clone()))
+        return Poisoned(batch)
+
+    monkeypatch.setattr(Doubled, "poison", watched)
+    for level in ("none", "defence"):
+        spied(attack={"kind": "doubled"}, adversary={"count": 60, "knowledge": level}, rounds=2)
+    blind, all_knowing = seen[1], seen[-1]
+    assert not blind.weights.any()
+    assert (blind.radius, blind.own, blind.held, blind.server_state) == (float("inf"), None, None, {})
+    assert all_knowing.weights.any()
+    assert all_knowing.server_state
+    assert all_knowing.held is not None
+    client = int(all_knowing.clients[0])
+    assert len(all_knowing.held(client).rows) == 2
+
+
+def test_only_pictures_have_a_darkest_and_a_brightest_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.Generator().manual_seed(0)
+    part = Samples(torch.rand(40, 3, generator=draws) * 100, torch.randint(2, (40,), generator=draws))
+    table = Dataset("table", part, part, ("a", "b"), (50.0,) * 3, (20.0,) * 3, scale=1.0)
+    monkeypatch.setitem(DATASETS, "table", Source("table", "", lambda *_: table))
+    spied(data={"dataset": "table", "partition": {"kind": "iid", "clients": 4}}, sampling__cohort=4,
+          model={"name": "linear"}, adversary={"count": 1})  # fmt: skip
+    assert SEEN[-1][2].low is SEEN[-1][2].high is None
+    assert SEEN[-1][2].mean is not None
+    spied()
+    low, high = SEEN[-1][2].low, SEEN[-1][2].high
+    assert low is not None
+    assert high is not None
+    assert float(high - low) == pytest.approx(1 / 0.3762)
 
 
 def test_attackers_by_list_and_by_prior() -> None:
@@ -206,6 +264,8 @@ def test_attackers_by_list_and_by_prior() -> None:
     again = prepare(tiny(adversary={"prior": {"kind": "independent", "p": 0.1}}), None, cpu).malicious
     other = prepare(tiny(adversary={"prior": {"kind": "independent", "p": 0.1}}, seed=4), None, cpu).malicious
     assert drawn.tolist() == again.tolist() != other.tolist()
+    nobody = {"prior": {"kind": "independent", "p": 0.0}, "knowledge": "own-data"}
+    assert len(prepare(tiny(adversary=nobody, attack={"kind": "alie"}), None, cpu).malicious) == 0
 
 
 @pytest.mark.parametrize(
@@ -228,6 +288,13 @@ def test_impossible_adversaries_are_refused(adversary: dict[str, Any], message: 
 
 
 def test_sybils_without_data_can_not_train_on_labels() -> None:
+    for attack in (
+        {"kind": "sign-flip", "variant": "own"},
+        {"kind": "model-replacement"},
+        {"kind": "counter-gradient"},
+    ):
+        with pytest.raises(ConfigError, match="trains on the attackers'"):
+            prepare(tiny(adversary={"sybils": 2}, attack=attack), None, torch.device("cpu"))
     with pytest.raises(ConfigError, match="there is no malicious client"):
         prepare(tiny(adversary={"sybils": 2}, attack={"kind": "label-flip"}), None, torch.device("cpu"))
 
@@ -281,6 +348,16 @@ def test_flags_are_what_the_rule_left_out() -> None:
     assert flags(light, 5).tolist() == [False, False, True, True, False]  # type: ignore[union-attr]
 
 
+def test_clipping_and_claims_are_no_flags() -> None:
+    rows = ROWS * torch.tensor([[1.0], [1.0], [1.0], [1.0], [1e4]])
+    clipped = (Clip(0.5) >> Mean()).aggregate(rows)
+    assert flags(clipped, 5).tolist() == [False] * 5  # type: ignore[union-attr]
+    claims = torch.tensor([1.0, 500.0, 500.0, 500.0, 500.0])
+    weighted = Mean(weighted=True).aggregate(ROWS, context=Context(client_weights=claims))
+    assert flags(weighted, 5, claims).tolist() == [False] * 5  # type: ignore[union-attr]
+    assert flags(weighted, 5).tolist() == [True, False, False, False, False]  # type: ignore[union-attr]
+
+
 def test_caught_counts_attackers_and_others() -> None:
     updates = DenseUpdates(ROWS, torch.tensor([3, 4, 5, 8, 9]))
     answer = Krum(f=1).aggregate(updates)
@@ -304,6 +381,26 @@ def test_measured_is_the_variance_and_the_error(shift: float) -> None:
     assert float(found["floor"]) == pytest.approx(float(expected) * 2 / 5, rel=1e-3)
     most = measured(vector, updates, torch.arange(5).numpy())
     assert float(most["floor"]) == float("inf")
+
+
+@pytest.mark.parametrize("row", [1, 5])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rows_that_are_no_numbers_do_not_spoil_the_measures(row: int, bad: float) -> None:
+    rows = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    attackers = torch.tensor([1, 2]).numpy()
+    kept = [i for i in range(9) if i not in (1, 2, row)]
+    mean = rows[kept].mean(0)
+    rows[row] = bad
+    found = measured(mean, DenseUpdates(rows), attackers)
+    assert float(found["variance"]) == pytest.approx(float((rows[kept] - mean).square().sum(1).mean()), rel=1e-5)
+    assert float(found["deviation"]) == pytest.approx(0.0, abs=1e-10)
+
+
+def test_rounds_without_an_honest_majority_are_counted() -> None:
+    summary = run(tiny(attack={"kind": "ipm"}, adversary={"count": 300}, evaluation__measure=True)).summary
+    majority = [r for r in run(tiny(attack={"kind": "ipm"}, adversary={"count": 300})).rounds if r["attackers"] >= 10]
+    assert summary["floor_infinite"] == len(majority) > 0
+    assert summary["deviation_infinite"] == 0
 
 
 def test_measures_and_detection_reach_the_summary() -> None:

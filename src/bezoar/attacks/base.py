@@ -228,6 +228,9 @@ class UpdateAttack(Attack, ABC):
     #: Whether the attack wants the updates that the attackers would send honestly.
     uses_own: ClassVar[bool] = False
 
+    #: Whether the attack trains on the attackers' samples, ``AttackContext.own``.
+    trains: ClassVar[bool] = False
+
     @abstractmethod
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
         """Stack the malicious rows on the honest updates ``view`` (read-only), in the order of client ids."""

@@ -94,6 +94,7 @@ class CounterGradient(UpdateAttack):
     """
 
     remembers: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     least: ClassVar[Knowledge] = Knowledge.MODEL
 
     shift: int = 1

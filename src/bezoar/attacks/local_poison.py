@@ -36,6 +36,7 @@ class LocalPoison(UpdateAttack):
     """What attacks share that train on samples poisoned by another attack, ``poison``, and change the update."""
 
     least: ClassVar[Knowledge] = Knowledge.MODEL
+    trains: ClassVar[bool] = True
     name: ClassVar[str]
 
     poison: DataAttack = field(default_factory=BadNets)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bezoar.aggregation import Aggregate, Mean
 from bezoar.attacks import AttackContext, Batch, DataAttack, Knowledge, UpdateAttack
-from bezoar.attacks.base import masked
+from bezoar.attacks.base import honest_mean, masked
 from bezoar.certify import aggregation_floor
 from bezoar.data.dataset import Indices
 from bezoar.errors import HostileRowsError
@@ -74,10 +74,10 @@ def play_clients(at: Round, memory: Memory, mind: Mind, done: Callable[[str], No
     if isinstance(attack, DataAttack):
         context = _context(at, mind, own, claims)
         done("clients")
-        poisoned = attack.poison(own, context)
+        poisoned = attack.poison(own, masked(context, at.setup.experiment.adversary.knowledge))
         done("attack")
         _check(type(attack).__name__, poisoned.batch, at.attackers)
-        claims = claims * _grown(own, poisoned.batch, len(claims))
+        claims = (claims + _added(own, poisoned.batch, len(claims))).clamp(min=1)
         updates, memory = updates_of(at, _together(honest, poisoned.batch), memory)
         done("clients")
         return Cast(updates, claims[updates.clients.cpu()].to(device), memory, poisoned.state, poisoned.report)
@@ -91,7 +91,7 @@ def play_clients(at: Round, memory: Memory, mind: Mind, done: Callable[[str], No
     done("clients")
     context = _context(at, mind, own, claims)
     if train_own:
-        is_own = torch.from_numpy(np.isin(trained.clients.numpy(), at.attackers))
+        is_own = torch.from_numpy(np.isin(trained.clients.cpu().numpy(), at.attackers))
         context = replace(context, own_rows=trained.select(is_own.nonzero().flatten()))
         trained = trained.select((~is_own).nonzero().flatten())
     view = trained if not blind else context.own_rows
@@ -125,11 +125,10 @@ def _copied(at: Round, claims: Tensor) -> Tensor:
     return claims[torch.from_numpy(setup.malicious[np.arange(len(setup.sybils)) % len(setup.malicious)])]
 
 
-def _grown(own: Batch, poisoned: Batch, n: int) -> Tensor:
-    """By what factor each client's number of samples changed [n]."""
-    before = torch.bincount(own.owners.cpu(), minlength=n).double()
-    after = torch.bincount(poisoned.owners.cpu(), minlength=n).double()
-    return torch.where(before > 0, after / before.clamp(min=1), torch.ones(n, dtype=torch.float64))
+def _added(own: Batch, poisoned: Batch, n: int) -> Tensor:
+    """By how many samples each client's work grew or shrank [n]."""
+    before, after = (torch.bincount(batch.owners.cpu(), minlength=n).double() for batch in (own, poisoned))
+    return after - before
 
 
 def _check(who: str, batch: Batch, attackers: Indices) -> None:
@@ -143,6 +142,8 @@ def _context(at: Round, mind: Mind, own: Batch, claims: Tensor) -> AttackContext
     setup, experiment = at.setup, at.setup.experiment
     dataset = setup.federation.dataset
     inner = (-1,) + (1,) * (len(dataset.shape) - 1)
+    # Only of pictures it is known what the least and the greatest value are.
+    picture = len(dataset.shape) == 3
     mean, std = (torch.tensor(value, device=setup.device).view(inner) for value in (dataset.mean, dataset.std))
     weights = claims[torch.from_numpy(at.cohort)].to(setup.device)
     return AttackContext(
@@ -160,8 +161,8 @@ def _context(at: Round, mind: Mind, own: Batch, claims: Tensor) -> AttackContext
         server_lr=experiment.clients.server_lr(at.lr),
         own=own if len(own) else None,
         held=lambda client: holdings(setup, client),
-        low=-mean / std,
-        high=(1 - mean) / std,
+        low=-mean / std if picture else None,
+        high=(1 - mean) / std if picture else None,
         mean=mean,
         std=std,
         server_context=at.server_context(weights),
@@ -178,7 +179,10 @@ def _context(at: Round, mind: Mind, own: Batch, claims: Tensor) -> AttackContext
 def remembered(weights: Tensor, updates: Updates, attackers: Indices) -> State:
     """Last round as the attackers saw it: the model before its step, the sum of what they sent, the cohort's size."""
     bad = _malicious(updates, attackers)
-    sent = updates.combine(bad.double()) if bad.any() else torch.zeros_like(weights)
+    sent = torch.zeros_like(weights)
+    if bad.any():
+        own = updates.select(bad.nonzero().flatten())
+        sent = own.combine(torch.ones(len(own), dtype=torch.float64, device=own.device))
     return {"weights": weights.clone(), "sent": sent, "cohort": torch.tensor(len(updates))}
 
 
@@ -186,13 +190,14 @@ def _malicious(updates: Updates, attackers: Indices) -> Tensor:
     return torch.from_numpy(np.isin(updates.clients.cpu().numpy(), attackers)).to(updates.device)
 
 
-def caught(answer: Aggregate, updates: Updates, attackers: Indices) -> dict[str, Any]:
+def caught(answer: Aggregate, updates: Updates, attackers: Indices, claims: Tensor | None = None) -> dict[str, Any]:
     """Shares of the attackers (``detected``) and of the others (``false_alarms``) that the rule flagged.
 
     Flagged are rows that were left out, not selected, or weigh less than 1 % of an equal share. A rule that neither
-    selects nor weighs rows flags only what it excludes; None where there is nothing to say.
+    selects nor weighs rows flags only what it excludes; None where there is nothing to say. ``claims`` [n] are the
+    weights that the rule was told to give, if it uses any.
     """
-    flagged = flags(answer, len(updates))
+    flagged = flags(answer, len(updates), claims)
     if flagged is None:
         return {"detected": None, "false_alarms": None}
     bad = _malicious(updates, attackers).to(flagged.device)
@@ -200,14 +205,20 @@ def caught(answer: Aggregate, updates: Updates, attackers: Indices) -> dict[str,
     return {"detected": shares[0], "false_alarms": shares[1]}
 
 
-def flags(answer: Aggregate, n: int) -> Tensor | None:
-    """Which of n rows the rule flagged (bool [n]); None for a rule that does not tell rows apart and excluded none."""
+def flags(answer: Aggregate, n: int, claims: Tensor | None = None) -> Tensor | None:
+    """Which of n rows the rule flagged (bool [n]); None for a rule that does not tell rows apart and excluded none.
+
+    Clipping a row to a length that all may have is no flag, and neither is the weight that a client may ``claim`` [n].
+    """
     flagged = torch.zeros(n, dtype=torch.bool)
     if answer.selected is not None:
         flagged |= ~answer.selected.cpu()
     elif answer.weights is not None:
-        weights = answer.weights.cpu()
-        flagged |= weights.abs() * n < FLAGGED * weights.abs().sum()
+        due = torch.ones(n, dtype=torch.float64)
+        for factors in (answer.scales, claims):
+            due = due if factors is None else due * factors.cpu().double()
+        share = torch.where(due > 0, answer.weights.cpu().abs() / due, 0.0)
+        flagged |= share * n < FLAGGED * share.sum()
     elif not answer.excluded:
         return None
     flagged[list(answer.excluded)] = True
@@ -220,10 +231,11 @@ def measured(vector: Tensor, updates: Updates, attackers: Indices) -> dict[str, 
     good = ~_malicious(updates, attackers) & updates.finite()
     if not good.any():
         return {"variance": None, "deviation": None, "floor": None}
-    weights = good.double() / good.sum()
-    mean = updates.combine(weights).double()
+    # Weight zero would not be enough: zero times infinity is none.
+    honest = updates if good.all() else updates.select(good.nonzero().flatten())
+    mean = honest_mean(honest).double()
     # Not through the norms' mean alone: where rows nearly coincide, both terms are large and their difference is not.
-    distances = updates.squared_norms()[good] - 2 * updates.dot(mean)[good] + mean.square().sum()
+    distances = honest.squared_norms() - 2 * honest.dot(mean) + mean.square().sum()
     variance = distances.clamp(min=0).mean()
     floor = variance * aggregation_floor(len(updates), len(attackers), 1.0)
     return {"variance": variance, "deviation": (vector.double() - mean).square().sum(), "floor": floor}

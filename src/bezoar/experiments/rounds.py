@@ -125,7 +125,10 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     for i, part in enumerate(experiment.defence.post):
         vector = part(vector, generator(experiment.seed, "post", t, i))
     clock.stop("aggregation")
-    record |= {"attack": dict(cast.report), **caught(answer, updates, attackers)}
+    record |= {
+        "attack": dict(cast.report),
+        **caught(answer, updates, attackers, cast.claims if rule.weighted else None),
+    }
     if experiment.evaluation.measure:
         record |= measured(answer.vector, updates, attackers)
     if experiment.attack is not None and experiment.attack.remembers:

@@ -285,7 +285,7 @@ def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, 
     }
 
 
-def _attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def _attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
     """Means over the rounds with an attack (over all, if there is none) of what was noticed and measured."""
     attacked = [record for record in rounds if record["attacking"]] or rounds
 
@@ -293,7 +293,12 @@ def _attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         known = [record[key] for record in attacked if record.get(key) is not None]
         return sum(known) / len(known) if known else None
 
-    return {key: mean(key) for key in ("detected", "false_alarms", "variance", "deviation", "floor")}
+    def infinite(key: str) -> int:
+        return sum(record.get("variance") is not None and record.get(key) is None for record in attacked)
+
+    means = {key: mean(key) for key in ("detected", "false_alarms", "variance", "deviation", "floor")}
+    # Infinity is null in records; a mean that left it out must say so.
+    return {**means, **{f"{key}_infinite": infinite(key) for key in ("deviation", "floor")}}
 
 
 def _converged(last: Mapping[str, Any], classes: int, diverged: str | None) -> tuple[bool, str]:

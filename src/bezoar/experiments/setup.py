@@ -86,7 +86,10 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
             "adversary.sybils: there is no malicious client whose data they could copy: set adversary.count"
         )
     own_only = Knowledge.NONE < adversary.knowledge < Knowledge.HONEST_UPDATES
-    if own_only and not len(malicious) and isinstance(experiment.attack, UpdateAttack):
+    attack = experiment.attack
+    if len(sybils) and not len(malicious) and isinstance(attack, UpdateAttack) and (attack.uses_own or attack.trains):
+        raise ConfigError("adversary.sybils: they have no data, and this attack trains on the attackers': set count")
+    if own_only and len(sybils) and not len(malicious) and isinstance(attack, UpdateAttack):
         raise ConfigError(
             f"adversary.knowledge is {adversary.knowledge.label!r}, but no malicious client has data: set count"
         )

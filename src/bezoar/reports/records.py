@@ -68,7 +68,8 @@ class Summary:
 
     ``detected`` and ``false_alarms`` are shares of attackers and of others that the rule flagged, ``variance``,
     ``deviation`` and ``floor`` say how far honest updates lay apart, how far the aggregate was from their mean
-    (squared), and what no rule can promise for that; all are means over the rounds with an attack.
+    (squared), and what no rule can promise for that; all are means over the rounds with an attack. So many of those
+    as ``deviation_infinite`` and ``floor_infinite`` say are left out of their means.
     """
 
     name: str
@@ -88,6 +89,8 @@ class Summary:
     variance: float | None
     deviation: float | None
     floor: float | None
+    deviation_infinite: int
+    floor_infinite: int
     converged: bool
     convergence_note: str
     seconds: Mapping[str, float]
@@ -374,6 +377,8 @@ def _summary(file: Path) -> Summary | None:
         variance=_maybe(o.get("variance")),
         deviation=_maybe(o.get("deviation")),
         floor=_maybe(o.get("floor")),
+        deviation_infinite=_int(o.get("deviation_infinite")),
+        floor_infinite=_int(o.get("floor_infinite")),
         converged=bool(o["converged"]),
         convergence_note=_text(o.get("convergence_note")),
         seconds=_mapping(o.get("seconds"), _float),

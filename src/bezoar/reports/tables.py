@@ -331,6 +331,13 @@ def adversary_table(records: Comparison | Run | Grid) -> Table | None:
     if not found or not rows:
         return None
     notes = ["Means over the rounds with an attack. Flagged: left out, not selected, or next to no weight."]
+    lost = {
+        "squared error": sum(s.deviation_infinite for row in g.rows for s in row.summaries),
+        "floor": sum(s.floor_infinite for row in g.rows for s in row.summaries),
+    }
+    notes += [
+        f"{count} rounds with an infinite {what} are left out of its means." for what, count in lost.items() if count
+    ]
     if any(column.key == "floor" for column, _ in found):
         notes.append(
             "Floor: q/(n - 2q) times the variance of the honest updates, for q attackers among n clients. No rule can "
