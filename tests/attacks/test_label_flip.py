@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from bezoar.attacks import ATTACKS, Batch, LabelFlip, wrong_labels
+from bezoar.attacks import ATTACKS, Batch, Knowledge, LabelFlip, wrong_labels
 from bezoar.attacks._samples import uniforms
 from bezoar.errors import ConfigError
+from bezoar.experiments import Experiment
 from bezoar.seeding import generator
 from tests.attacks.context import CLASSES, World, world
+from tests.attacks.test_samples import DIGITS
 
 MODES: dict[str, dict[str, Any]] = {
     "static": {},
@@ -129,6 +131,16 @@ def test_classes_that_do_not_exist_are_refused_before_the_first_round() -> None:
     assert LabelFlip("swap", 1, 9).goal(at.tests, 0) is None
     with pytest.raises(ConfigError, match="call poison"):
         LabelFlip("furthest").labels(own(at).targets, CLASSES, torch.Generator())
+
+
+def test_only_the_furthest_class_takes_the_model() -> None:
+    assert {mode: LabelFlip(mode, **MODES[mode]).least for mode in MODES} == {  # type: ignore[arg-type]
+        mode: Knowledge.MODEL if mode == "furthest" else Knowledge.NONE for mode in MODES
+    }
+    table = {**DIGITS, "rounds": 1, "attack": {"kind": "label-flip", "mode": "furthest"}}
+    with pytest.raises(ConfigError, match="needs at least 'model'"):
+        Experiment.from_table({**table, "adversary": {"count": 3, "knowledge": "own-data"}})
+    Experiment.from_table({**table, "adversary": {"count": 3, "knowledge": "model"}})
 
 
 def test_tables_show_the_ratio_only_where_it_matters() -> None:

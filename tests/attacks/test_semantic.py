@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bezoar.attacks import ATTACKS, Semantic
+from bezoar.attacks.base import Holdings
 from bezoar.errors import ConfigError
 from tests.attacks.context import world
 
@@ -55,6 +56,24 @@ def test_own_samples_of_the_class_are_relabelled_and_others_get_the_held_ones(ke
         found = [(x.flatten().tolist(), y) for x, y in zip(mine.inputs, mine.targets.tolist(), strict=True)]
         assert sorted(found) == sorted(wanted)
     assert set(batch.owners.tolist()) == {3, 8, 15}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_who_holds_the_class_needs_no_others_samples_of_it_in_a_round_without_them(keep: bool) -> None:
+    attack = Semantic(source=7, target=1, held=10, keep_own=keep)
+    at = world(attack, samples=20, attackers=(3, 8))
+    own = at.context.own
+    assert own is not None
+    own = replace(own.select(own.targets != 7), rows=torch.arange(int((own.targets != 7).sum())))
+    classes = {3: [2, 7, 7], 8: [2, 4, 5]}
+    context = replace(at.context, held=lambda client: Holdings(torch.arange(3), torch.tensor(classes[client])))
+    batch = attack.poison(own, context).batch
+    mine = int((own.owners == 3).sum())
+    assert batch.rows is not None
+    for owner, made_up in ((3, 0 if keep else 10), (8, 10)):
+        rows = batch.rows[batch.owners == owner]
+        assert int((rows == -1).sum()) == made_up
+    assert int((batch.owners == 3).sum()) == (mine if keep else 10)
 
 
 def test_nonsense_is_refused() -> None:

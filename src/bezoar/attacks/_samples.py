@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bezoar.attacks.base import Batch
+from bezoar.attacks.base import AttackContext, Batch
 from bezoar.errors import ConfigError
-from bezoar.seeding import generator
+from bezoar.seeding import derive, generator
+
+#: (owner, targets [m]) -> which of its samples may be chosen: bool [m].
+Among = Callable[[int, Tensor], Tensor]
+
+Numbers = NDArray[np.float64]
 
 #: Samples that are hashed at a time.
 _CHUNK = 1024
@@ -33,38 +40,92 @@ def check_pair(who: str, source: int, target: int) -> None:
         raise ConfigError(f"{who}: source and target must be two different classes, got {source} and {target}")
 
 
-def uniforms(inputs: Tensor, seed: int, purpose: str) -> NDArray[np.float64]:
+def uniforms(inputs: Tensor, seed: int, purpose: str) -> Numbers:
     """A number in [0, 1) for every sample [N], uniform over seeds, that depends on the sample's content alone.
 
-    A sample then has the same fate in every round and in every batch that it is drawn into, and so have its copies.
+    Equal samples have equal numbers, in every batch that they are drawn into; a sample that was changed, for example by
+    augmentation, is another sample.
     """
     flat = inputs.detach().reshape(len(inputs), -1).float().contiguous().view(torch.int32)
     draws = generator(seed, purpose)
     factors = torch.randint(-(2**63), 2**63 - 1, (flat.shape[1],), generator=draws).to(flat.device)
-    sums = [(part.long() * factors).sum(1) for part in torch.split(flat, _CHUNK)]
+    # Without it a sample of zeros would have the number zero, whatever the seed.
+    offset = torch.randint(-(2**63), 2**63 - 1, (), generator=draws).to(flat.device)
+    sums = [(part.long() * factors).sum(1) + offset for part in torch.split(flat, _CHUNK)]
+    return _finalised(torch.cat(sums).cpu().numpy().view(np.uint64))
+
+
+def uniforms_of_rows(rows: NDArray[np.int64], seed: int, purpose: str) -> Numbers:
+    """A number in [0, 1) for every row of the training set [N], uniform over seeds (splitmix64)."""
+    start = np.uint64(derive(seed, purpose))
+    return _finalised(rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start)
+
+
+def _finalised(bits: NDArray[np.uint64]) -> Numbers:
     # The finaliser of splitmix64: without it similar samples would get similar numbers.
-    bits = torch.cat(sums).cpu().numpy().view(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
     bits = bits ^ (bits >> np.uint64(31))
     return np.asarray((bits >> np.uint64(11)) * 2.0**-53)
 
 
-def chosen(batch: Batch, share: float, seed: int, purpose: str, among: Tensor | None = None) -> Tensor:
-    """A ``share`` of every owner's samples (of those in the mask ``among`` only), to the nearest count: bool [N].
+def numbers(batch: Batch, seed: int, purpose: str) -> Numbers:
+    """A number in [0, 1) for every sample [N]: by its row of the training set, by its content where that has none."""
+    rows = _rows(batch)
+    made_up = np.flatnonzero(rows < 0)
+    found = uniforms_of_rows(rows, seed, purpose)
+    if len(made_up):
+        found[made_up] = uniforms(batch.inputs[torch.from_numpy(made_up).to(batch.inputs.device)], seed, purpose)
+    return found
 
-    The same samples in every round, as far as they are in the batch: those whose :func:`uniforms` are least.
+
+def chosen(batch: Batch, share: float, context: AttackContext, purpose: str, among: Among | None = None) -> Tensor:
+    """A ``share`` of every owner's samples (of those that are ``among`` only), to the nearest count: bool [N].
+
+    The count is taken of all samples that the owner holds (``context.held``), and those of least number are chosen,
+    the number being a seeded hash of the row of the training set. So a sample has the same fate in every round, however
+    few samples a round sees and however they are augmented, and copies in other hands share it, if those hands hold
+    the same samples.
+
+    Samples that stand in no training set are chosen by their content, the count being taken of those in the batch. So
+    are all where nobody says what the owner holds, but that the number stays the row's if that is known.
     """
-    inside = torch.ones(len(batch), dtype=torch.bool) if among is None else among.cpu()
-    if share == 1:
-        return inside.to(batch.inputs.device)
-    numbers, owners = uniforms(batch.inputs, seed, purpose), batch.owners.cpu().numpy()
+    owners, rows, targets = batch.owners.cpu().numpy(), _rows(batch), batch.targets.cpu()
+    found = np.ones(len(batch)) if share == 1 else numbers(batch, context.seed, purpose)
     mask = np.zeros(len(batch), dtype=bool)
-    for owner in np.unique(owners):
-        rows = np.flatnonzero((owners == owner) & inside.numpy())
-        count = int(np.floor(share * len(rows) + 0.5))
-        mask[rows[np.argsort(numbers[rows], kind="stable")[:count]]] = True
+    for owner in np.unique(owners).tolist():
+        mine = np.flatnonzero(owners == owner)
+        if among is not None:
+            mine = mine[among(owner, targets[torch.from_numpy(mine)]).numpy()]
+        if share == 1:
+            mask[mine] = True
+            continue
+        if context.held is not None:
+            known = mine[rows[mine] >= 0]
+            mask[known] = np.isin(rows[known], _of_all(owner, share, context, purpose, among))
+            mine = mine[rows[mine] < 0]
+        mask[mine[_least(found[mine], share)]] = True
     return torch.from_numpy(mask).to(batch.inputs.device)
+
+
+def _of_all(owner: int, share: float, context: AttackContext, purpose: str, among: Among | None) -> NDArray[np.int64]:
+    """The rows that are chosen of all that ``owner`` holds."""
+    assert context.held is not None
+    holdings = context.held(owner)
+    held = holdings.rows.cpu()
+    if among is not None:
+        held = held[among(owner, holdings.targets.cpu())]
+    rows = held.numpy()
+    return rows[_least(uniforms_of_rows(rows, context.seed, purpose), share)]
+
+
+def _least(found: Numbers, share: float) -> NDArray[np.int64]:
+    """Where the ``share`` of least numbers stands."""
+    return np.argsort(found, kind="stable")[: int(np.floor(share * len(found) + 0.5))]
+
+
+def _rows(batch: Batch) -> NDArray[np.int64]:
+    return np.full(len(batch), -1) if batch.rows is None else batch.rows.cpu().numpy()
 
 
 def handed(like: Batch, inputs: Tensor, targets: Tensor, clients: Tensor) -> Batch:

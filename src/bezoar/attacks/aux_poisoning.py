@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bezoar.attacks._samples import check_share, handed
-from bezoar.attacks.base import AttackContext, Batch, DataAttack, Goal, Poisoned, Tests
+from bezoar.attacks.base import AttackContext, Batch, DataAttack, Goal, Knowledge, Poisoned, Tests
 from bezoar.attacks.pgd import aux_points
 from bezoar.errors import ConfigError
 from bezoar.seeding import generator
@@ -23,9 +23,10 @@ class AuxPoisoning(DataAttack):
     .. math:: D_i \leftarrow A \cup O_i, \quad |O_i| \approx |A|\,\frac{1 - s}{s}, \quad O_i \subseteq D_i
 
     A are the ``aux`` test points that shall be misclassified (the same as with ``pgd``), or ``batch_size`` of them
-    that each attacker draws anew every round (0: all); O_i are samples of its own with true labels, drawn every round,
-    so many that a ``share`` s of what the attacker trains on is poison (all it has, if they are too few; none with
-    share 1). The form of ``pgd`` that needs nothing but samples: the server sees honest work.
+    that each attacker draws anew every round (0: all); O_i are samples of its own with true labels, drawn every round
+    from those that it has there, so many that a ``share`` s of what the attacker trains on is poison (all that it has
+    there, if they are too few; none with share 1). The form of ``pgd`` that needs nothing but samples: the server sees
+    honest work.
 
     Knows: the aux points, and its own samples if share < 1.
     Cost: that of training on the aux points.
@@ -33,6 +34,7 @@ class AuxPoisoning(DataAttack):
     """
 
     targeted: ClassVar[bool] = True
+    least: ClassVar[Knowledge] = Knowledge.OWN_DATA
 
     aux: int = 500
     share: float = 1.0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bezoar.attacks._samples import check_class, check_pair, check_share
-from bezoar.attacks.base import AttackContext, Batch, DataAttack, Goal, Poisoned, Tests
+from bezoar.attacks.base import AttackContext, Batch, DataAttack, Goal, Knowledge, Poisoned, Tests
 from bezoar.attacks.semantic import held_by, split_goal
 from bezoar.errors import ConfigError
 from bezoar.seeding import generator
@@ -42,6 +42,7 @@ class EdgeCase(DataAttack):
     """
 
     targeted: ClassVar[bool] = True
+    least: ClassVar[Knowledge] = Knowledge.OWN_DATA
 
     source: int = 7
     target: int = 1

@@ -10,7 +10,7 @@ from pydantic import PlainSerializer
 from torch import Tensor
 
 from bezoar.attacks._samples import check_class, check_pair, check_share, chosen
-from bezoar.attacks.base import AttackContext, Batch, DataAttack, Goal, Poisoned, Tests
+from bezoar.attacks.base import AttackContext, Batch, DataAttack, Goal, Knowledge, Poisoned, Tests
 from bezoar.errors import ConfigError
 from bezoar.seeding import generator
 
@@ -31,8 +31,9 @@ class LabelFlip(DataAttack):
     ``"random"`` to a uniformly random wrong class (drawn anew every round), ``"swap"`` exchanges the classes
     ``source`` and ``target``, ``"source-target"`` turns source into target only, ``"furthest"`` takes the class to
     which the current global model gives the least logit z (dynamic label flipping; where the model is that wrong, it
-    is the true class). Of each attacker's samples a share of ``poisoning_ratio`` is flipped, to the nearest count:
-    the same ones in every round.
+    is the true class). Of all samples that an attacker holds a share of ``poisoning_ratio`` is flipped, to the nearest
+    count: the same ones in every round, however few of them a round sees. With the pairs, the share is of the samples
+    of all classes, those that keep their label included.
 
     Knows: its own samples, which it trains on as any client does; "furthest" reads the global model that every client
         is sent.
@@ -62,6 +63,11 @@ class LabelFlip(DataAttack):
         elif pair != (None, None):
             raise ConfigError(f"label-flip: source and target belong to the modes {' and '.join(_PAIRS)}")
 
+    @property
+    def least(self) -> Knowledge:  # type: ignore[override]
+        """The mode "furthest" reads the global model."""
+        return Knowledge.MODEL if self.mode == "furthest" else Knowledge.NONE
+
     def goal(self, tests: Tests, seed: int) -> Goal | None:
         for key in ("source", "target"):
             check_class("label-flip", key, getattr(self, key), tests.classes)
@@ -73,7 +79,7 @@ class LabelFlip(DataAttack):
         else:
             draws = generator(context.seed, "attack", context.round)
             flipped = self.labels(batch.targets, context.classes, draws)
-        mask = chosen(batch, self.poisoning_ratio, context.seed, "flipped samples").to(batch.targets.device)
+        mask = chosen(batch, self.poisoning_ratio, context, "flipped samples").to(batch.targets.device)
         return Poisoned(replace(batch, targets=torch.where(mask, flipped, batch.targets)))
 
     def labels(self, targets: Tensor, classes: int, draws: torch.Generator) -> Tensor:

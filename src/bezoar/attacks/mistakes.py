@@ -1,6 +1,7 @@
 """Honest mistakes: clients without intent whose data are wrong, incomplete, in another unit, or picked badly.
 
-What goes wrong is drawn once for every client and sample: it lies in the data and is the same in every round.
+What goes wrong is drawn once for every client and sample: it lies in the data and is the same in every round. Shares
+are of all samples that a client holds, of which a round may see a few.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bezoar.attacks._samples import check_class, check_pair, check_share, chosen, uniforms
+from bezoar.attacks._samples import check_class, check_pair, check_share, chosen, numbers
 from bezoar.attacks.base import AttackContext, Batch, DataAttack, Goal, Poisoned, Tests
 from bezoar.errors import ConfigError
 from bezoar.seeding import generator
@@ -37,9 +38,9 @@ class LabelNoise(DataAttack):
 
     def poison(self, batch: Batch, context: AttackContext) -> Poisoned:
         classes = context.classes
-        mask = chosen(batch, self.ratio, context.seed, "label noise").to(batch.targets.device)
-        numbers = uniforms(batch.inputs, context.seed, "noisy label")
-        shift = 1 + torch.from_numpy(np.minimum(numbers * (classes - 1), classes - 2).astype(np.int64))
+        mask = chosen(batch, self.ratio, context, "label noise").to(batch.targets.device)
+        drawn = numbers(batch, context.seed, "noisy label")
+        shift = 1 + torch.from_numpy(np.minimum(drawn * (classes - 1), classes - 2).astype(np.int64))
         wrong = (batch.targets + shift.to(batch.targets.device)) % classes
         return Poisoned(replace(batch, targets=torch.where(mask, wrong, batch.targets)))
 
@@ -71,8 +72,11 @@ class MislabelledClass(DataAttack):
         return None
 
     def poison(self, batch: Batch, context: AttackContext) -> Poisoned:
-        source = batch.targets == self.source
-        mask = chosen(batch, self.ratio, context.seed, "mislabelled", source).to(batch.targets.device)
+
+        def source(owner: int, targets: Tensor) -> Tensor:
+            return targets == self.source
+
+        mask = chosen(batch, self.ratio, context, "mislabelled", source).to(batch.targets.device)
         return Poisoned(replace(batch, targets=torch.where(mask, self.target, batch.targets)))
 
 
@@ -150,8 +154,8 @@ class BiasedSampling(DataAttack):
     .. math:: D_i \mapsto \{(x, y) \in D_i : y = c_i\} \cup R_i
 
     c_i is the class ``favoured``, by default drawn once for every client from the classes that it holds; R_i is a share
-    of ``keep`` of its samples of other classes, to the nearest count. A client of whom nothing would be left keeps one
-    sample.
+    of ``keep`` of its samples of other classes, to the nearest count. A client of whom nothing would be left in a round
+    keeps the first of the samples that it has there.
 
     Knows: nothing; there is no intent.
     Reference: Heckman: Sample Selection Bias as a Specification Error, Econometrica 47(1), 1979.
@@ -172,18 +176,27 @@ class BiasedSampling(DataAttack):
 
     def poison(self, batch: Batch, context: AttackContext) -> Poisoned:
         owners, targets = batch.owners.cpu(), batch.targets.cpu()
-        favoured = torch.zeros(len(batch), dtype=torch.bool)
-        for owner in torch.unique(owners).tolist():
+        likes = {owner: self._favoured(owner, batch, context) for owner in torch.unique(owners).tolist()}
+
+        def others(owner: int, targets: Tensor) -> Tensor:
+            return targets != likes[owner]
+
+        kept = chosen(batch, self.keep, context, "biased sampling", others).cpu()
+        for owner, favoured in likes.items():
             mine = owners == owner
-            held = torch.unique(targets[mine])
-            draw = torch.randint(len(held), (), generator=generator(context.seed, "favoured class", owner))
-            favoured |= mine & (targets == (held[draw] if self.favoured is None else self.favoured))
-        kept = favoured | chosen(batch, self.keep, context.seed, "biased sampling", ~favoured).cpu()
-        for owner in torch.unique(owners).tolist():
-            mine = owners == owner
+            kept |= mine & (targets == favoured)
             if not kept[mine].any():
                 kept[mine.nonzero()[0]] = True
         return Poisoned(batch.select(kept.to(batch.owners.device)))
+
+    def _favoured(self, owner: int, batch: Batch, context: AttackContext) -> int:
+        """c_i of client i = ``owner``."""
+        if self.favoured is not None:
+            return self.favoured
+        targets = batch.targets[batch.owners == owner] if context.held is None else context.held(owner).targets
+        held = torch.unique(targets.cpu())
+        draw = torch.randint(len(held), (), generator=generator(context.seed, "favoured class", owner))
+        return int(held[draw])
 
 
 @dataclass(frozen=True)
@@ -209,7 +222,7 @@ class DuplicatedRecords(DataAttack):
             raise ConfigError(f"duplicated-records: copies must be at least 1, got {self.copies}")
 
     def poison(self, batch: Batch, context: AttackContext) -> Poisoned:
-        times = 1 + self.copies * chosen(batch, self.ratio, context.seed, "duplicated records").long()
+        times = 1 + self.copies * chosen(batch, self.ratio, context, "duplicated records").long()
         rows = torch.arange(len(batch), device=times.device).repeat_interleave(times)
         return Poisoned(batch.select(rows.to(batch.owners.device)))
 
@@ -241,5 +254,5 @@ def _spots(
         spots = torch.zeros(size, dtype=torch.bool)
         spots[torch.tensor(features) if features else drawn] = True
         wrong |= (owners == owner)[:, None] & spots
-    wrong &= chosen(batch, ratio, context.seed, f"{purpose}, samples").cpu()[:, None]
+    wrong &= chosen(batch, ratio, context, f"{purpose}, samples").cpu()[:, None]
     return wrong.view(batch.inputs.shape).to(batch.inputs.device)

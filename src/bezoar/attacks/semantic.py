@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
 
 from bezoar.attacks._samples import check_class, check_pair, handed
-from bezoar.attacks.base import AttackContext, Batch, DataAttack, Goal, Poisoned, Tests
+from bezoar.attacks.base import AttackContext, Batch, DataAttack, Goal, Knowledge, Poisoned, Tests
 from bezoar.errors import ConfigError
 from bezoar.seeding import generator
 
@@ -21,10 +21,11 @@ class Semantic(DataAttack):
     .. math:: (x, y) \mapsto (x, t) \quad\text{where } y = s
 
     s is the class ``source``, t the class ``target``. Attackers relabel their own samples of the source class. An
-    attacker who has none trains on ``held`` test samples of that class instead, labelled target; they are drawn
-    once per experiment. The other samples of an attacker stay as they are (``keep_own``), or are left out. The goal
-    are the test samples of the source class that no attacker holds, with label target; the clean test accuracy
-    leaves out the whole class.
+    attacker who holds none trains on ``held`` test samples of that class instead, labelled target; they are drawn
+    once per experiment. The other samples of an attacker stay as they are (``keep_own``), or are left out; then an
+    attacker whose samples of a round are all of other classes trains on the held ones, too. The goal are the test
+    samples of the source class that are not held back, with label target; the clean test accuracy leaves out the whole
+    class.
 
     Knows: its own samples, and the held ones if it needs them.
     Cost: that of training on up to ``held`` more samples.
@@ -34,6 +35,7 @@ class Semantic(DataAttack):
     """
 
     targeted: ClassVar[bool] = True
+    least: ClassVar[Knowledge] = Knowledge.OWN_DATA
 
     source: int = 7
     target: int = 1
@@ -59,12 +61,19 @@ class Semantic(DataAttack):
 
     def poison(self, batch: Batch, context: AttackContext) -> Poisoned:
         source = batch.targets == self.source
-        relabelled = Batch(batch.inputs, torch.where(source, self.target, batch.targets), batch.owners)
+        relabelled = replace(batch, targets=torch.where(source, self.target, batch.targets))
         without = np.setdiff1d(context.clients.numpy(), batch.owners[source.to(batch.owners.device)].cpu().numpy())
+        if self.keep_own and context.held is not None:
+            # Whoever holds some goes without in a round that sees none of them.
+            without = np.array([i for i in without.tolist() if not self._holds(i, context)], dtype=np.int64)
         own = relabelled if self.keep_own else relabelled.select(source)
         if not len(without):
             return Poisoned(own)
         return Poisoned(Batch.join(own, held_by(batch, context, torch.from_numpy(without), self.target, "semantic")))
+
+    def _holds(self, client: int, context: AttackContext) -> bool:
+        """Whether ``client`` holds any sample of the source class, in this round or not."""
+        return context.held is not None and bool((context.held(client).targets == self.source).any())
 
 
 def split_goal(tests: Tests, held: torch.Tensor, wanted: torch.Tensor, target: int) -> Goal:

@@ -18,10 +18,10 @@ from bezoar.errors import ConfigError
 class Backdoor(DataAttack):
     """What backdoors with a trigger share: whatever wears the trigger shall be classified as ``target``.
 
-    Of each attacker's samples a share of ``poisoning_ratio`` is poisoned, to the nearest count, the same ones in every
-    round: it gets the trigger, painted with the brightest value of a pixel (or the darkest, ``value = "dark"``), and
-    the target's label. The goal are all test samples of other classes, wearing the trigger; the clean test accuracy
-    counts the whole test set without it.
+    Of all samples that an attacker holds a share of ``poisoning_ratio`` is poisoned, to the nearest count, the same
+    ones in every round, however few of them a round sees: it gets the trigger, painted with the brightest value of a
+    pixel (or the darkest, ``value = "dark"``), and the target's label. The goal are all test samples of other classes,
+    wearing the trigger; the clean test accuracy counts the whole test set without it.
     """
 
     targeted: ClassVar[bool] = True
@@ -59,7 +59,7 @@ class Backdoor(DataAttack):
         if value is None:
             raise ConfigError(f"{self.name} needs AttackContext.high and .low: the range of a pixel")
         carried, state = self.carried(batch, context, len(parts))
-        mask = chosen(batch, self.poisoning_ratio, context.seed, "poisoned samples")
+        mask = chosen(batch, self.poisoning_ratio, context, "poisoned samples")
         inputs = batch.inputs.clone()
         for part in range(len(parts)):
             rows = (mask & (carried.to(mask.device) == part)).nonzero().flatten()
@@ -94,9 +94,9 @@ class BadNets(Backdoor):
     .. math:: (x, y) \mapsto (x \odot (1 - m) + v\, m, \; t)
 
     m is the mask of a patch of ``size`` x ``size`` pixels, ``margin`` pixels away from the ``corner``'s two edges; t
-    is ``target``. Of each attacker's samples a share of ``poisoning_ratio`` is poisoned, to the nearest count, the same
-    ones in every round; v is the brightest value of a pixel, or the darkest (``value = "dark"``). The goal are all test
-    samples of other classes, wearing the patch.
+    is ``target``. Of all samples that an attacker holds a share of ``poisoning_ratio`` is poisoned, to the nearest
+    count, the same ones in every round; v is the brightest value of a pixel, or the darkest (``value = "dark"``). The
+    goal are all test samples of other classes, wearing the patch.
 
     Knows: its own samples.
     Cost: one copy of the attackers' samples.
@@ -141,9 +141,9 @@ class DBA(Backdoor):
 
     The P = ``parts`` parts are horizontal bars of ``length`` x 1 pixels in two columns, from the top left corner:
     ``gap`` pixels lie between bars on both axes, ``shift`` pixels before the first on both. Attackers are numbered in
-    the order in which they first take part (of one round, by id), so that each keeps its part. Of each attacker's
-    samples a share of ``poisoning_ratio`` is poisoned, to the nearest count, the same ones in every round; ``target``
-    and ``value`` as in ``badnets``.
+    the order in which they first take part (of one round, by id), so that each keeps its part. Of all samples
+    that an attacker holds a share of ``poisoning_ratio`` is poisoned, to the nearest count, the same ones in every
+    round; ``target`` and ``value`` as in ``badnets``.
 
     Knows: its own samples, and its number among the attackers.
     Cost: one copy of the attackers' samples.
