@@ -141,6 +141,8 @@ class AttackContext:
         cohort: clients in this round, attackers included.
         classes: number of classes.
         lr: the learning rate with which clients train this round.
+        update_lr: what a gradient is multiplied by in an honest client's update: 1 for clients that send gradients, the
+            learning rate for those that train.
         server_lr: the factor between the defence's answer and the server's step.
         own: the attackers' samples of this round with true labels.
         held: all samples of an attacker by its id, of which ``own`` may be a few; None outside of an experiment.
@@ -168,6 +170,7 @@ class AttackContext:
     cohort: int
     classes: int = 0
     lr: float = 1.0
+    update_lr: float = 1.0
     server_lr: float = 1.0
     own: Batch | None = None
     held: Callable[[int], Holdings] | None = None

@@ -90,6 +90,10 @@ class Clients(ABC):
     def server_lr(self, lr: float) -> float:
         """The server's learning rate in a round with learning rate ``lr``."""
 
+    @abstractmethod
+    def update_lr(self, lr: float) -> float:
+        """What a gradient is multiplied by in a client's update, for every step that it takes."""
+
 
 @dataclass(frozen=True)
 class Gradient(Clients):
@@ -136,6 +140,9 @@ class Gradient(Clients):
 
     def server_lr(self, lr: float) -> float:
         return lr
+
+    def update_lr(self, lr: float) -> float:
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -206,6 +213,9 @@ class LocalSGD(Clients):
 
     def server_lr(self, lr: float) -> float:
         return self.server_lr_factor
+
+    def update_lr(self, lr: float) -> float:
+        return lr
 
 
 def clients_table(clients: Clients) -> dict[str, Any]:

@@ -158,6 +158,7 @@ def _context(at: Round, mind: Mind, own: Batch, claims: Tensor) -> AttackContext
         cohort=len(at.cohort),
         classes=len(dataset.classes),
         lr=at.lr,
+        update_lr=experiment.clients.update_lr(at.lr),
         server_lr=experiment.clients.server_lr(at.lr),
         own=own if len(own) else None,
         held=lambda client: holdings(setup, client),
