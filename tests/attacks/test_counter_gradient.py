@@ -10,6 +10,7 @@ from bezoar.aggregation import Mean
 from bezoar.attacks import CounterGradient
 from bezoar.errors import ConfigError
 from bezoar.experiments import Experiment, run
+from bezoar.updates import DenseUpdates
 from tests.attacks.context import world
 from tests.experiments.tiny import TABLE, override
 
@@ -137,3 +138,104 @@ def test_momentum_and_pauses_are_reckoned_with() -> None:
     assert gaps[1] < 1e-3 < gaps[0]
     assert gaps[2] > 1e-2
     assert gaps[4] < 1e-3
+
+
+def test_at_rate_zero_the_honest_mean_is_sent_and_the_target_is_kept() -> None:
+    attack = CounterGradient(epochs=1)
+    for rate in (0.0, 1e-42):
+        w = world(attack, radius=math.inf, server_lr=rate, state={}, previous_weights=None, previous_cohort=0)
+        sent = attack.send(w.view, Mean(), w.context)
+        rows = sent.rows.materialise()
+        mean = rows[~sent.rows.malicious].double().mean(0)
+        assert torch.allclose(rows[sent.rows.malicious].double(), mean, atol=1e-7)
+        assert sent.report["length"] == pytest.approx(float(mean.norm()), rel=1e-5)
+        short = dataclasses.replace(w.context, radius=0.01)
+        assert attack.send(w.view, Mean(), short).report["length"] == pytest.approx(0.01, rel=1e-4)
+        # A round in which the model stood still says nothing of the honest.
+        later = dataclasses.replace(
+            w.context,
+            round=w.context.round + 1,
+            server_lr=0.5,
+            state=sent.state,
+            previous_weights=w.context.weights,
+            previous_sent=rows[sent.rows.malicious].sum(0),
+            previous_cohort=w.context.cohort,
+        )
+        again = attack.send(w.view, Mean(), later)
+        assert torch.equal(again.state["target"], sent.state["target"])
+        assert bool(torch.isfinite(again.rows.basis).all())
+        if rate == 0:
+            n, m = later.cohort, len(later.clients)
+            wanted = n * (later.weights - again.state["target"]) / 0.5 / m
+            torch.testing.assert_close(again.rows.basis[0], wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("honest", ["inferred", "seen"])
+def test_a_schedule_with_a_zero_stretch_is_no_hindrance(honest: str) -> None:
+    settings = {
+        "rounds": 24,
+        "data": {"dataset": "digits", "partition": {"kind": "iid", "clients": 10}},
+        "model": {"name": "linear"},
+        "learning_rate": {"kind": "piecewise-linear", "points": [[0, 0.1], [0.3, 0], [0.6, 0], [0.7, 0.1], [1, 0.05]]},
+        "sampling": {"kind": "uniform", "cohort": 10},
+        "adversary": {"count": 1, "knowledge": "model" if honest == "inferred" else "honest-updates"},
+        "attack": {"kind": "counter-gradient", "epochs": 100, "honest": honest},
+        "defence": {"preset": "none", "momentum": 0.0},
+        "evaluation": {"every": 24},
+    }
+    result = run(Experiment.from_table(override(TABLE, settings)))
+    assert sum(record["lr"] == 0 for record in result.rounds) > 3
+    assert result.test_accuracy < 0.05
+
+
+def test_the_guess_fits_however_many_attack_and_take_part() -> None:
+    """All honest clients always send the same row: from the second round on, the mean ends at the target."""
+    attack = CounterGradient(epochs=2)
+    context = world(
+        attack, radius=math.inf, server_lr=0.5, state={}, previous_weights=None, previous_sent=None, previous_cohort=0
+    ).context
+    row = torch.randn(len(context.weights), generator=torch.Generator().manual_seed(0))
+    for i, (h, m) in enumerate([(9, 2), (5, 6), (12, 1), (3, 4), (7, 7)]):
+        view = DenseUpdates(row.repeat(h, 1), torch.arange(h))
+        context = dataclasses.replace(context, clients=torch.arange(h, h + m), cohort=h + m)
+        sent = attack.send(view, Mean(), context)
+        rows = sent.rows.materialise()
+        after = context.weights - 0.5 * rows.mean(0)
+        if i:
+            torch.testing.assert_close(after, sent.state["target"], atol=1e-3, rtol=0)
+        else:
+            assert float((after - sent.state["target"]).norm()) > 1
+        context = dataclasses.replace(
+            context,
+            round=context.round + 1,
+            weights=after,
+            state=sent.state,
+            previous_weights=context.weights,
+            previous_sent=rows[sent.rows.malicious].sum(0),
+            previous_cohort=h + m,
+        )
+    # Without an honest client in the round before, nothing is known of those of this one.
+    alone = dataclasses.replace(context, state={**context.state, "attackers": torch.tensor(context.previous_cohort)})
+    sent = attack.send(view, Mean(), alone)
+    wanted = alone.cohort * (alone.weights - sent.state["target"]) / 0.5 / len(alone.clients)
+    torch.testing.assert_close(sent.rows.basis[0], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_shift_that_changes_no_label_is_refused() -> None:
+    for shift in (10, 30):
+        with pytest.raises(ConfigError, match=f"shift of {shift}"):
+            world(CounterGradient(shift=shift))
+        w = world(CounterGradient(), state={})
+        with pytest.raises(ConfigError, match="10 classes"):
+            CounterGradient(shift=shift).send(w.view, Mean(), w.context)
+    w = world()
+    assert CounterGradient(shift=11).goal(w.tests, 0) is None  # type: ignore[func-returns-value]
+
+
+def test_rows_that_hold_no_numbers_do_not_spread() -> None:
+    w = world(CounterGradient(), state={}, radius=1.0, server_lr=0.3)
+    hopeless = DenseUpdates(torch.full((9, len(w.context.weights)), torch.nan), w.view.clients)
+    for lr in (0.0, 0.3):
+        context = dataclasses.replace(w.context, server_lr=lr)
+        sent = CounterGradient(epochs=1, honest="seen").send(hopeless, Mean(), context)
+        assert bool(torch.isfinite(sent.rows.basis).all())

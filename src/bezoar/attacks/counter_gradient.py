@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bezoar.aggregation.base import Rule
 from bezoar.attacks._target_model import noted, train
-from bezoar.attacks.base import AttackContext, Batch, Knowledge, Sent, UpdateAttack, honest_mean, stack, usable
+from bezoar.attacks.base import AttackContext, Batch, Knowledge, Sent, Tests, UpdateAttack, honest_mean, stack, usable
+from bezoar.attacks.pgd import project
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Updates
 from bezoar.updates.stacked import Stacked
@@ -65,8 +66,15 @@ def counter_gradient(
         raise ConfigError(f"counter-gradient: the learning rate must be positive, got {lr}")
     wanted = clients * (model - target) / lr
     g = (wanted if honest is None else wanted - honest) / attackers
-    length = float(torch.linalg.vector_norm(g))
-    return g if length <= reach else g * (reach / length)
+    return _within(g, reach)
+
+
+def _within(vector: Tensor, reach: float) -> Tensor:
+    """``vector`` [d], brought to the length ``reach`` if it is longer."""
+    length = float(torch.linalg.vector_norm(vector))
+    if math.isinf(length):
+        return project(vector, reach)
+    return vector if length <= reach else vector * (reach / length)
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,10 @@ class CounterGradient(UpdateAttack):
     for attackers who know it; others see their own honest updates in its place). A u longer than ``reach``, or than a
     clipping radius that the attackers know, is brought to that length. Against the mean one round is enough if the
     guess is right; other rules and changing cohorts make it wrong, and so does a server momentum that is not the
-    ``momentum`` that the attackers reckon with. The record has the ``distance`` of
-    the model to the target and the ``length`` of u.
+    ``momentum`` that the attackers reckon with. Where the number of honest clients changes, the guess is what they sent
+    on average. A rate of 0, or one so small that u is no number, moves no model: the attackers then send the mean of
+    the honest updates that they see.
+    The record has the ``distance`` of the model to the target and the ``length`` of u.
 
     Knows: its own samples, the models that every client is sent, the size of the cohort and the server's learning rate;
         the honest updates with "seen".
@@ -118,6 +128,9 @@ class CounterGradient(UpdateAttack):
         if self.honest not in ("inferred", "seen"):
             raise ConfigError(f"counter-gradient: honest must be 'inferred' or 'seen', got {self.honest!r}")
 
+    def goal(self, tests: Tests, seed: int) -> None:
+        self._check(tests.classes)
+
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
         return self.send(view, defence, context).rows
 
@@ -125,33 +138,43 @@ class CounterGradient(UpdateAttack):
         w, m, n = context.weights, len(context.clients), context.cohort
         target = self._target(context)
         step, guess = self._seen(context)
-        if self.honest == "seen":
-            guess = (n - m) * honest_mean(usable(view)).to(w)
         radius = context.radius if self.reach is None else min(self.reach, context.radius)
+        if self.honest == "seen":
+            guess = (n - m) * _honest(view, w)
         # What the server's momentum does by itself, the attackers need not.
         carried = w - context.server_lr * self.momentum * step
-        u = counter_gradient(carried, target, context.server_lr, guess, clients=n, attackers=m, reach=radius)
+        u = torch.full_like(w, math.nan)
+        if context.server_lr > 0:
+            u = counter_gradient(carried, target, context.server_lr, guess, clients=n, attackers=m, reach=radius)
+        if not bool(torch.isfinite(u).all()):
+            u = _within(_honest(view, w), radius)
         report = {"distance": float((w - target).norm()), "length": float(u.norm())}
         return Sent(stack(view, u[None], context.clients), {**noted(context), "target": target, "step": step}, report)
 
     def _seen(self, context: AttackContext) -> tuple[Tensor, Tensor]:
         """The last step of the server over its rate [d], and the sum of what the honest sent then; zeros at first."""
-        w, m = context.weights, len(context.clients)
+        w, now = context.weights, context.cohort - len(context.clients)
         nothing = torch.zeros_like(w)
         if context.previous_weights is None or context.previous_cohort < 1:
             return nothing, nothing
         known = context.state
         active = "round" in known and int(known["round"]) == context.round - 1
         lr = float(known["server_lr"]) if active else context.server_lr
+        if not lr > 0:
+            # A model that does not move says nothing of what was sent.
+            return nothing, nothing
         step = (context.previous_weights - w) / lr
         carried = known["step"].to(w) if active else nothing
         before = context.previous_weights - lr * self.momentum * carried
         n = context.previous_cohort
         sent = context.previous_sent.to(w) if active and context.previous_sent is not None else None
         # Attackers who did not attack then were as honest as the others.
-        everybody = honest_sum(before, w, lr, nothing if sent is None else sent, clients=n)
-        others = everybody if sent is not None else everybody * (context.cohort - m) / n
-        return step, others if bool(torch.isfinite(others).all()) else nothing
+        then = n if sent is None else n - int(known["attackers"])
+        if then < 1:
+            return _finite(step), nothing
+        others = honest_sum(before, w, lr, nothing if sent is None else sent, clients=n)
+        # Other clients than then may be honest now, and more or fewer of them.
+        return _finite(step), _finite(others if then == now else others * (now / then))
 
     def _target(self, context: AttackContext) -> Tensor:
         known = context.state.get("target")
@@ -159,6 +182,25 @@ class CounterGradient(UpdateAttack):
             return known.to(context.weights)
         if context.own is None:
             raise ConfigError("counter-gradient trains on the attackers' samples: it needs context.own")
+        self._check(context.classes)
         own = context.own
         wrong = Batch(own.inputs, (own.targets + self.shift) % context.classes, own.owners)
         return train(context, context.weights, wrong, self.epochs, self.lr, self.batch_size)
+
+    def _check(self, classes: int) -> None:
+        """Raise if the shifted labels are the true ones."""
+        if classes < 1 or self.shift % classes == 0:
+            raise ConfigError(
+                f"counter-gradient: a shift of {self.shift} leaves the labels of {classes} classes as they are; it "
+                "must be no multiple of their number"
+            )
+
+
+def _honest(view: Updates, like: Tensor) -> Tensor:
+    """The mean [d] of the honest updates that hold numbers; zero if none does."""
+    return _finite(honest_mean(usable(view)).to(like))
+
+
+def _finite(vector: Tensor) -> Tensor:
+    """``vector`` [d], zero if it holds anything but finite numbers: nothing is known then."""
+    return vector if bool(torch.isfinite(vector).all()) else torch.zeros_like(vector)
