@@ -183,3 +183,39 @@ def test_nonsense_is_refused(make: Any) -> None:
 def test_tables_round_trip() -> None:
     for attack in (PGD(), SingleStep(radius=3.0), RandomDirection(), LabelFlip("next")):
         assert ATTACKS.build(ATTACKS.table(attack)) == attack
+
+
+@pytest.mark.parametrize("lr", [1e25, 1e30])
+@pytest.mark.parametrize("options", [{}, {"rescale": False}, {"project": "epoch"}], ids=str)
+def test_pgd_of_a_huge_rate_still_sends_the_whole_length(lr: float, options: dict[str, Any]) -> None:
+    at = context(2.0)
+    sent = PGD(aux=12, epochs=1, batch_size=12, lr=lr, **options).rows(honest(len(at.weights)), DEFENCE, at).basis[0]
+    assert float(sent.double().norm()) == pytest.approx(2.0, rel=1e-4)
+    # One step: however long, it goes along the gradient.
+    step = SingleStep(aux=12).rows(honest(len(at.weights)), DEFENCE, at).basis[0]
+    torch.testing.assert_close(sent, step, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-16, 1e-3, 1.0, 1e3, 1e17, 1e19, 1e25, 1e36])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lengths_are_taken_without_overflow(size: float, dtype: torch.dtype) -> None:
+    vector = (torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * size).to(dtype)
+    length = float(vector.double().norm()) if size > 1e-20 else float((vector.double() / size).norm()) * size
+    for radius in (1e-3, 2.0, 1e20):
+        wanted = vector.double() * (radius / length)
+        torch.testing.assert_close(rescale(vector, radius).double(), wanted, rtol=1e-4, atol=0)
+        assert rescale(vector, radius).dtype == dtype
+        cut = wanted if radius < length else vector.double()
+        torch.testing.assert_close(project(vector, radius).double(), cut, rtol=1e-5, atol=0)
+    if 1e-3 <= size <= 1e3:
+        norm = torch.linalg.vector_norm(vector)
+        assert torch.equal(rescale(vector, 2.0), vector * torch.div(2.0, norm))
+        assert torch.equal(project(vector, 2.0), vector * torch.clamp(2.0 / norm, max=1.0))
+
+
+def test_vectors_without_a_length_stay_what_they_are() -> None:
+    zero, broken = torch.zeros(5), torch.tensor([1.0, math.nan, math.inf])
+    assert torch.equal(rescale(zero, 2.0), zero)
+    assert torch.equal(project(zero, 2.0), zero)
+    assert not bool(torch.isfinite(rescale(broken, 2.0)).all())
+    assert not bool(torch.isfinite(project(broken, 2.0)).all())

@@ -25,10 +25,17 @@ Make = Callable[[AttackContext, Goal, float, torch.Generator], Tensor]
 Keep = Callable[[Tensor], Tensor]
 
 
+#: Between these lengths, squares of the entries neither overflow nor vanish in float32.
+ORDINARY = (1e-15, 1e18)
+
+
 def project(displacement: Tensor, radius: float) -> Tensor:
     """Scale ``displacement`` [d] down to l2 norm ``radius`` if it is longer."""
     if math.isinf(radius):
         return displacement
+    peak = _peak(displacement)
+    if peak is not None:
+        return rescale(displacement, radius) if _length(displacement / peak) * peak > radius else displacement
     return displacement * torch.clamp(radius / torch.linalg.vector_norm(displacement), max=1.0)
 
 
@@ -36,8 +43,23 @@ def rescale(vector: Tensor, radius: float) -> Tensor:
     """Bring ``vector`` [d] to l2 norm ``radius`` exactly (zero and infinite radius leave it as it is)."""
     if math.isinf(radius):
         return vector
+    peak = _peak(vector)
+    vector = vector if peak is None else vector / peak
     norm = torch.linalg.vector_norm(vector)
     return vector * torch.where(norm > 0, torch.div(radius, norm), torch.ones_like(norm))
+
+
+def _length(vector: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector))
+
+
+def _peak(vector: Tensor) -> float | None:
+    """The largest absolute value, where the length is too long or too short to be told from squares."""
+    low, high = ORDINARY
+    if low < _length(vector) < high:
+        return None
+    peak = float(vector.abs().max())
+    return peak if 0 < peak < math.inf else None
 
 
 def aux_points(tests: Tests, size: int, seed: int) -> Goal:
