@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import lambertw
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from bezoar.attacks.gradient_to_data import (
     GRADIENT_TO_DATA,
     Equiprobable,
+    GradientToData,
     LinearPoint,
     LogisticCopies,
     Match,
@@ -164,6 +166,71 @@ def test_a_model_that_is_sure_of_itself_takes_more_samples_but_not_all_there_are
     assert counts[-1] < 10_000
     with pytest.raises(ConfigError, match="the model is too sure"):
         SoftmaxExact(radius=20.0)(model, target)
+
+
+WAYS = [
+    (LinearPoint(), 1, False),
+    (LinearPoint(), 1, True),
+    (LogisticCopies(), 1, False),
+    (SoftmaxExact(), 4, False),
+    (SoftmaxExact(), 4, True),
+    (SoftmaxExact(2.0), 4, True),
+    (Equiprobable(points=20), 4, True),
+    (Equiprobable(points=20, labels="sampled"), 4, False),
+]
+
+
+def posed(c: int, bias: bool, dtype: torch.dtype) -> tuple[nn.Linear, torch.Tensor]:
+    """A model of ``dtype``, and a gradient in float64."""
+    model = linear(6, c, bias, 3, 0.3).to(dtype)
+    g = softmax_target(c, 6, 8, bias) if c > 1 else np.random.default_rng(8).normal(size=(1, 6 + bias))
+    return model, flat(g, bias)
+
+
+@pytest.mark.parametrize(("way", "c", "bias"), WAYS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_answers_live_where_the_model_does(way: GradientToData, c: int, bias: bool, dtype: torch.dtype) -> None:
+    model, target = posed(c, bias, dtype)
+    before = way(model, target)
+    # Whatever is made without a word about its device now ends up on another one than the model.
+    torch.set_default_device("meta")
+    try:
+        points = way(model, target)
+    finally:
+        torch.set_default_device(None)
+    for made, expected in ((points.inputs, before.inputs), (points.targets, before.targets)):
+        assert made.device == model.weight.device
+        assert made.dtype in (model.weight.dtype, torch.int64)
+        assert torch.equal(made, expected)
+    # The model can take them.
+    assert points_gradient(model, points).shape == target.shape
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("way", "c", "bias"), WAYS, ids=str)
+def test_every_device_gets_the_same_samples(way: GradientToData, c: int, bias: bool) -> None:
+    model, target = posed(c, bias, torch.float32)
+    points = way(model, target)
+    there = way(model.cuda(), target.cuda())
+    assert there.inputs.is_cuda
+    assert there.targets.is_cuda
+    torch.testing.assert_close(there.inputs.cpu(), points.inputs)
+    torch.testing.assert_close(there.targets.cpu(), points.targets)
+    if isinstance(way, SoftmaxExact | LogisticCopies):
+        assert torch.equal(there.inputs.cpu(), points.inputs)
+        assert torch.equal(there.targets.cpu(), points.targets)
+
+
+def test_copies_are_made_in_the_dtype_of_the_model() -> None:
+    model = linear(200, 3, True, 1, 0.5).float()
+    g = flat(softmax_target(3, 200, 2) * 30, True).float()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        points = SoftmaxExact()(model, g)
+    assert len(points) > 1000
+    size = points.inputs.nbytes + points.targets.nbytes
+    # In float64 the inputs alone take twice their final size for one operation.
+    largest = max(event.cpu_memory_usage for event in seen.events())
+    assert points.inputs.nbytes <= largest < 1.5 * size
 
 
 @pytest.mark.parametrize("which", ["no bias part", "one direction without a bias part", "bias only", "zero"])

@@ -49,9 +49,10 @@ def equiprobable_points(
         level = offsets / values[:rank]
         if not torch.allclose(left[:, :rank] @ offsets, b[0] - b[1:], atol=1e-8 * (1 + float(b.abs().max()))):
             raise ConfigError("equiprobable points: no input has equal outputs, rows of the weight matrix coincide")
-    x = (torch.rand(count, w.shape[1], generator=draws, dtype=torch.float64) * 2 - 1) * box
+    cpu = torch.device("cpu")
+    x = (torch.rand(count, w.shape[1], generator=draws, dtype=torch.float64, device=cpu) * 2 - 1) * box
     x = x + (level - x @ basis.T) @ basis
-    x = x + noise * torch.randn(count, len(basis), generator=draws, dtype=torch.float64) @ basis
+    x = x + noise * torch.randn(count, len(basis), generator=draws, dtype=torch.float64, device=cpu) @ basis
     chances = torch.softmax(x @ w.T + b, dim=1)
     if labels == "soft":
         return Points(x.to(weight), chances.to(weight))
@@ -99,6 +100,7 @@ class Equiprobable(GradientToData):
         weight, bias, matrix = linear_parameters(model, gradient, "Equiprobable")
         if len(weight) < 2:
             raise ConfigError("Equiprobable: needs at least two outputs, this model has one")
+        matrix = matrix.to(weight)
         step = 1 / (2 * self.strength)
         shift = None if bias is None else bias - step * matrix[:, -1]
         return self._draw(weight - step * matrix[:, : weight.shape[1]], shift)

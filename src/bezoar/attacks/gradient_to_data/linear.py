@@ -59,7 +59,7 @@ class LinearPoint(GradientToData):
         if len(weight) != 1:
             raise ConfigError(f"LinearPoint: linear regression has a single output, this model has {len(weight)}")
         theta = weight[0] if bias is None else torch.cat([weight[0], bias])
-        v = matrix[0] - 2 * self.ridge * theta
+        v = matrix[0].to(weight) - 2 * self.ridge * theta
         half = self.loss == "half-square"
         if bias is None:
             x, a = linear_point(theta, v, self.residual, half=half)

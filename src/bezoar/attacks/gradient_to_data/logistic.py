@@ -57,7 +57,7 @@ class LogisticCopies(GradientToData):
     Reference: derived here; the need for labels of one's own choice is Farhadkhani et al.'s, ICML 2022.
     """
 
-    most: int = 1_000_000
+    most: int = 100_000
 
     def __post_init__(self) -> None:
         if self.most < 1:
@@ -70,13 +70,14 @@ class LogisticCopies(GradientToData):
                 "LogisticCopies: needs a single output without a bias; put a constant feature into the inputs, or use "
                 "SoftmaxExact on two classes"
             )
-        g = matrix[0].double()
+        # On the CPU, so that every device gets the same sample.
+        g, theta = matrix[0].double().cpu(), weight[0].double().cpu()
         r = float(torch.linalg.vector_norm(g))
-        s = float(g @ weight[0].double()) / r if r > 0 else 0.0
+        s = float(g @ theta) / r if r > 0 else 0.0
         k = 1 if s >= 0 else max(1, math.ceil(r * abs(s) / W))
         if k > self.most:
             raise ConfigError(
                 f"LogisticCopies: the model is so sure of the other label that {k} copies were needed; most={self.most}"
             )
         x = g * (sample_length(r / k, s) / r) if r > 0 else g
-        return Points(x.to(weight.dtype).expand(k, -1).clone(), torch.zeros(k, dtype=torch.int64))
+        return Points(x.to(weight).expand(k, -1).clone(), torch.zeros(k, dtype=torch.int64, device=weight.device))

@@ -58,7 +58,7 @@ class SoftmaxExact(GradientToData):
     """
 
     radius: float | None = None
-    most: int = 1_000_000
+    most: int = 100_000
 
     def __post_init__(self) -> None:
         if self.radius is not None and not (math.isfinite(self.radius) and self.radius > 0):
@@ -70,8 +70,9 @@ class SoftmaxExact(GradientToData):
         weight, bias, matrix = linear_parameters(model, gradient, "SoftmaxExact")
         if len(weight) < 2:
             raise ConfigError("SoftmaxExact: softmax needs at least two outputs, this model has one")
-        g, w = _balanced(matrix.double()), weight.double()
-        b = w.new_zeros(len(w)) if bias is None else bias.double()
+        # On the CPU, so that every device gets the same samples.
+        g, w = _balanced(matrix.double().cpu()), weight.double().cpu()
+        b = w.new_zeros(len(w)) if bias is None else bias.double().cpu()
         found: tuple[float, Tensor, Tensor, Tensor] | None = None
         for inputs, weights in self._ways(g, w, b, bias is not None):
             s = torch.softmax(inputs @ w.T + b, dim=1)
@@ -83,10 +84,9 @@ class SoftmaxExact(GradientToData):
             many = "infinitely many" if found is None else f"{found[0]:.3g}"
             raise ConfigError(f"SoftmaxExact: {many} samples were needed, most={self.most}; the model is too sure")
         _, inputs, labels, copies = found
-        times = copies.long()
-        return Points(
-            inputs.repeat_interleave(times, 0).to(weight.dtype), labels.repeat_interleave(times, 0).to(weight.dtype)
-        )
+        times = copies.long().to(weight.device)
+        # Few samples become many copies: only these are large, so everything else comes first.
+        return Points(inputs.to(weight).repeat_interleave(times, 0), labels.to(weight).repeat_interleave(times, 0))
 
     def _ways(self, g: Tensor, w: Tensor, b: Tensor, biased: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs [P, p] and weights [P, C] whose products, with a 1 for the bias, sum to ``g``."""
