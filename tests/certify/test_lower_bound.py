@@ -127,6 +127,8 @@ def test_numbers() -> None:
     assert dissimilarity([4.0, 9.0], [0.0, 6.0], 0.0) == 3.0
     assert dissimilarity([4.0, 9.0], [0.0, 6.0], 1.0) == 2.0
     assert dissimilarity(torch.tensor([1.0]), torch.tensor([2.0]), 1.0) == 0.0
+    # The square of B overflows.
+    assert dissimilarity([4.0, 9.0], [0.0, 1.0], 1e200) == 2.0
 
 
 def test_bad_numbers() -> None:
@@ -145,6 +147,12 @@ def test_bad_numbers() -> None:
         lambda: dissimilarity([1.0], [1.0, 2.0], 0.0),
         lambda: dissimilarity([1.0], [-1.0], 0.0),
         lambda: dissimilarity([1.0], [1.0], -1.0),
+        lambda: dissimilarity([1.0], [1.0], math.nan),
+        lambda: dissimilarity([1.0], [1.0], math.inf),
+        lambda: dissimilarity([1.0, math.nan], [1.0, 1.0], 0.0),
+        lambda: dissimilarity([1.0, math.inf], [1.0, 1.0], 0.0),
+        lambda: dissimilarity([1.0, 1.0], [1.0, math.nan], 1.0),
+        lambda: dissimilarity([1.0, 1.0], [1.0, math.inf], 1.0),
     ):
         with pytest.raises(ConfigError):
             make()

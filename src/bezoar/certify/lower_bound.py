@@ -74,7 +74,7 @@ def dissimilarity(variances: Sequence[float] | Tensor, squared_norms: Sequence[f
     r"""The least G for which measured gradients are (G, B)-dissimilar: G^2 = max_t (v_t - B^2 u_t), or 0.
 
     v_t is Var_S of the honest gradients at the t-th model visited and u_t the squared norm of their mean. It says
-    nothing about models that were not visited.
+    nothing about models that were not visited. Measurements that are not finite are an error: they bound nothing.
 
     >>> dissimilarity([5.0, 2.0], [4.0, 0.0], b=1.0) ** 2
     2.0000000000000004
@@ -82,9 +82,11 @@ def dissimilarity(variances: Sequence[float] | Tensor, squared_norms: Sequence[f
     v, u = torch.as_tensor(variances, dtype=torch.float64), torch.as_tensor(squared_norms, dtype=torch.float64)
     if v.shape != u.shape or v.ndim != 1 or not len(v) or bool((v < 0).any()) or bool((u < 0).any()):
         raise ConfigError("dissimilarity: needs as many variances as squared norms, at least one, none negative")
-    if not b >= 0:
-        raise ConfigError(f"dissimilarity: B must not be negative, got {b}")
-    return math.sqrt(max(0.0, float((v - b * b * u).max())))
+    if not bool(torch.isfinite(v).all() and torch.isfinite(u).all()):
+        raise ConfigError("dissimilarity: variances and squared norms must be finite; did training diverge?")
+    _check_sizes(B=b)
+    # B^2 alone may overflow, and infinity times zero is no number.
+    return math.sqrt(max(0.0, float((v - b * (b * u)).max())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +150,10 @@ def dilemma(n: int, f: int, g: float = 1.0, b: float = 0.0, mu: float = 1.0) -> 
 def _check(n: int, f: int, **sizes: float) -> None:
     if n < 1 or not 0 <= f <= n:
         raise ConfigError(f"needs n >= 1 clients and 0 <= f <= n attackers, got n={n}, f={f}")
+    _check_sizes(**sizes)
+
+
+def _check_sizes(**sizes: float) -> None:
     for name, size in sizes.items():
         if not (math.isfinite(size) and size >= 0):
             raise ConfigError(f"{name} must be finite and not negative, got {size}")
