@@ -358,5 +358,9 @@ def test_bad_parameters_and_divergence() -> None:
             make()
     with pytest.raises(DivergedError, match="smaller lr"):
         train(regression(0), Joint(2000, 10.0, 1.0, 0.0, "sgd"), 0)
+    # This tie pulls the common model no harder than 1 per user, so only the users' models go too far.
+    far = Models(torch.zeros(5).double(), torch.full((6, 5), 1e100, dtype=torch.float64))
+    with pytest.raises(DivergedError, match="a user's model is no longer finite after step 1"):
+        train(dataclasses.replace(regression(0), regularizer=L2(1.0)), Joint(1, 1e250, 1.0, 0.0, "sgd"), far)
     start = Models(torch.zeros(5).double(), torch.zeros(6, 5).double())
     assert response_step(regression(0), BestResponse(), start).epoch == 1

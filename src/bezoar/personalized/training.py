@@ -148,6 +148,7 @@ def train(
 
 
 def _finite(models: Models) -> Models:
-    if not bool(torch.isfinite(models.rho).all()):
-        raise DivergedError(f"the common model is no longer finite after step {models.epoch}; take a smaller lr")
+    for whose, found in (("the common model is", models.rho), ("a user's model is", models.thetas)):
+        if not bool(torch.isfinite(found).all()):
+            raise DivergedError(f"{whose} no longer finite after step {models.epoch}; take a smaller lr")
     return models
