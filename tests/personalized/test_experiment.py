@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bezoar.cli import app
-from bezoar.errors import BezoarError, ConfigError
+from bezoar.errors import BezoarError, ConfigError, DivergedError
 from bezoar.experiments.config import override, read_toml
+from bezoar.personalized import experiment as experiment_module
 from bezoar.personalized.experiment import Equivalence, run, table_rows
 from bezoar.recipes import find
 
@@ -114,6 +115,49 @@ def test_errors_name_the_key(changes: dict[str, Any], message: str) -> None:
 def test_too_few_samples() -> None:
     with pytest.raises(ConfigError, match="5 users with 2000 samples need 10000"):
         run(small(**{"data.samples": 2000}))
+
+
+@pytest.mark.parametrize("shift", [10, 30])
+def test_a_target_with_the_right_labels_is_refused(shift: int) -> None:
+    with pytest.raises(ConfigError, match=f"target.shift: labels of digits shifted by {shift} are the right ones"):
+        run(small(**{"target.shift": shift}))
+
+
+def test_a_taken_folder_is_refused_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = small(**{"training.epochs": 2, "target.epochs": 1, "every": 2, "attacks": ["none"]})
+    run(quick, tmp_path)
+    kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def trained(*_: Any) -> None:
+        raise AssertionError("the target was trained")
+
+    monkeypatch.setattr(experiment_module, "_prepare", trained)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(quick, tmp_path)
+    # Without a summary, but of another kind: that one can be resumed, and is not ours to overwrite.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "experiment.toml").write_text('name = "an ordinary one"\n')
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(quick, other)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == kept
+
+
+def test_an_unfinished_run_is_started_again(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    quick = {"training.epochs": 4, "target.epochs": 1, "every": 2, "attacks": ["none", "gradient"]}
+    wild = small(**quick, **{"training.lr": 1e30, "training.optimizer": "sgd"})
+    with pytest.raises(DivergedError, match="no longer finite"):
+        run(wild, tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    assert (tmp_path / "metrics.jsonl").read_text()
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="unfinished run; it is started again"):
+        again = run(small(**quick), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == again.evaluations == run(small(**quick)).evaluations
+    assert Equivalence.load(tmp_path / "experiment.toml") == small(**quick)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(small(**quick), tmp_path)
 
 
 def test_command_line(tmp_path: Path) -> None:

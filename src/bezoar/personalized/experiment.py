@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from bezoar.data import DATASETS, load
 from bezoar.errors import BezoarError, ConfigError, nearest
 from bezoar.experiments import environment
 from bezoar.experiments.config import Model, Settings, explain, read_toml
-from bezoar.experiments.records import CONFIG, METRICS, guarded, plain, write_atomically, write_summary
+from bezoar.experiments.records import CONFIG, METRICS, SUMMARY, guarded, plain, write_atomically, write_summary
 from bezoar.models import make_model
 from bezoar.personalized.attacks import GradientAttack, Malicious, ModelAttack
 from bezoar.personalized.losses import SoftmaxRegression, TorchLoss, UserLoss
@@ -176,18 +177,24 @@ def run(
 ) -> EquivalenceResult:
     """Run all attacks against all regularisers, and record them in the directory ``out`` (None: in memory only).
 
+    A run without a summary in ``out`` failed or was broken off: it is started again from the beginning, with a warning.
+
     Raises:
-        ConfigError: ``out`` holds a run already, or the data set is too small for the users.
+        ConfigError: ``out`` holds a finished run or one of another kind, the data set is too small for the users, or
+            the target's labels are the right ones.
+        DivergedError: models are no longer finite.
         DataError: data are missing or damaged.
     """
     folder = None if out is None else Path(out)
     records: list[dict[str, Any]] = []
+    again = folder is not None and _unfinished(folder)
     bench = _prepare(experiment, data_dir, torch.device(device))
     if folder is not None:
         with guarded(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if (folder / CONFIG).exists():
-            raise ConfigError(f"{folder}: already holds a run; choose another --out")
+            if again:
+                warnings.warn(f"{folder}: holds an unfinished run; it is started again", stacklevel=2)
+                (folder / METRICS).unlink(missing_ok=True)
         write_atomically(folder / CONFIG, tomlkit.dumps(experiment.table()))
     begin = time.perf_counter()
     results = []
@@ -224,6 +231,15 @@ def run(
     return EquivalenceResult(summary, records, folder)
 
 
+def _unfinished(folder: Path) -> bool:
+    """Whether ``folder`` holds a run of this kind without a summary. Raises ConfigError if what it holds shall stay."""
+    if not (folder / CONFIG).exists():
+        return False
+    if (folder / SUMMARY).exists() or read_toml(folder / CONFIG).get("kind") != KIND:
+        raise ConfigError(f"{folder}: already holds a run; choose another --out")
+    return True
+
+
 @dataclass(frozen=True, eq=False)
 class _Bench:
     """What all cells share."""
@@ -250,6 +266,11 @@ def _prepare(experiment: Equivalence, data_dir: str | Path | None, device: torch
             f"{len(dataset.train)} training samples"
         )
     classes = len(dataset.classes)
+    if experiment.target.shift % classes == 0:
+        raise ConfigError(
+            f"target.shift: labels of {config.dataset} shifted by {experiment.target.shift} are the right ones again; "
+            f"give a number that {classes} does not divide"
+        )
     flat = experiment.model.name == "linear"
     inputs = dataset.batch(dataset.train, slice(None)).to(device)
     tests = dataset.batch(dataset.test, slice(None)).to(device)
