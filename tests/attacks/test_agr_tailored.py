@@ -78,6 +78,25 @@ def test_the_largest_gamma_with_which_all_attackers_are_selected(kind: Any, rule
         assert not selected(*stacked(rows, further), Q, many)
 
 
+@pytest.mark.parametrize("m", [1, 3, 5])
+def test_a_rule_that_selects_fewer_than_there_are_attackers_is_attacked_too(m: int) -> None:
+    rows, q = honest(h=13), 5
+    view, context = bare(rows, q)
+    rule, mean = MultiKrum(f=q, m=m), rows.mean(0)
+    sent = AGRTailored().send(view, rule, context)
+    answer = rule.aggregate(sent.rows)
+    assert answer.selected is not None
+    assert int(answer.selected[sent.rows.malicious].sum()) == m == int(answer.selected.sum())
+    moved = float((answer.vector - mean).norm())
+    krum = Krum(f=q).aggregate(AGRTailored().send(view, Krum(f=q), context).rows)
+    assert moved >= 0.9 * float((krum.vector - mean).norm()) > 0.5
+    for factor in (1.003, 1.1, 2.0, 10.0):
+        further = stacked(rows, mean - factor * sent.report["gamma"] * p(rows, "unit"), q)
+        chosen = rule.aggregate(further[0]).selected
+        assert chosen is not None
+        assert int(chosen[further[1]].sum()) < m
+
+
 RULES: list[Rule] = [
     TrimmedMean(f=Q), Median(), GeometricMedian(), Bulyan(f=2), NNM(f=Q) >> Krum(f=Q), NNM(f=Q) >> TrimmedMean(f=Q),
     Clip(3.0) >> Mean(),

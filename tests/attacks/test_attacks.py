@@ -8,10 +8,21 @@ import torch
 from torch import nn
 
 from bezoar.aggregation import Clip, Mean
-from bezoar.attacks import ATTACKS, PGD, AttackContext, Goal, LabelFlip, RandomDirection, SingleStep, wrong_labels
+from bezoar.attacks import (
+    ATTACKS,
+    PGD,
+    AttackContext,
+    Goal,
+    Knowledge,
+    LabelFlip,
+    RandomDirection,
+    SingleStep,
+    wrong_labels,
+)
 from bezoar.attacks.pgd import project, rescale
 from bezoar.clients import Scratch
 from bezoar.errors import ConfigError
+from bezoar.experiments import Experiment, run
 from bezoar.experiments.setup import cross_entropy
 from bezoar.models import flatten, make_model
 from bezoar.seeding import generator
@@ -128,6 +139,27 @@ def test_random_direction_without_clipping_follows_the_honest_norms() -> None:
     view = honest(len(at.weights))
     sent = RandomDirection(scale=10.0).rows(view, DEFENCE, at).basis[0]
     assert float(sent.norm()) == pytest.approx(10 * float(view.values.norm(dim=1).max()), rel=1e-5)
+
+
+def test_random_direction_measures_updates_unless_it_is_told_a_radius() -> None:
+    assert RandomDirection().least == Knowledge.OWN_DATA
+    assert RandomDirection(radius=3.0).least == Knowledge.NONE
+    table = {
+        "seed": 3,
+        "rounds": 2,
+        "data": {"dataset": "digits", "partition": {"kind": "iid", "clients": 10}},
+        "model": {"name": "linear"},
+        "learning_rate": {"kind": "constant", "lr": 0.1},
+        "sampling": {"kind": "uniform", "cohort": 10},
+        "defence": "none",
+        "adversary": {"count": 2, "knowledge": "none"},
+        "evaluation": {"every": 2},
+    }
+    with pytest.raises(ConfigError, match="needs at least 'own-data'"):
+        Experiment.from_table({**table, "attack": {"kind": "random-direction"}})
+    clean = {key: value for key, value in table.items() if key != "adversary"}
+    attacked = run(Experiment.from_table({**table, "attack": {"kind": "random-direction", "radius": 1e4}}))
+    assert attacked.test_accuracy < run(Experiment.from_table(clean)).test_accuracy - 0.2
 
 
 def test_draws_depend_on_round_and_seed_only() -> None:

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -94,6 +94,21 @@ def test_updates_agree_with_an_oracle(kind: type[LocalPoison], options: dict[str
     assert torch.equal(at.context.weights, start)
     assert sent.report["sent_norm"] == pytest.approx(float(rows.norm(dim=1).mean()), rel=1e-6)
     assert torch.equal(sent.rows.materialise()[~sent.rows.malicious], at.view.materialise())
+
+
+@pytest.mark.parametrize("kind", [ModelReplacement, Neurotoxin])
+def test_what_the_inner_attack_needs_is_passed_on(kind: type[LocalPoison]) -> None:
+    @dataclass(frozen=True)
+    class Knowing(LabelFlip):
+        remembers: ClassVar[bool] = True
+
+        @property
+        def least(self) -> Knowledge:  # type: ignore[override]
+            return Knowledge.DEFENCE
+
+    assert (kind().least, kind().remembers) == (Knowledge.MODEL, False)
+    assert kind(poison=LabelFlip()).least == Knowledge.MODEL
+    assert (kind(poison=Knowing()).least, kind(poison=Knowing()).remembers) == (Knowledge.DEFENCE, True)
 
 
 @pytest.mark.parametrize("server_lr", [1.0, 0.2])

@@ -110,6 +110,28 @@ def test_without_spread_the_mean_is_sent() -> None:
                 assert torch.equal(sent.rows.basis[0], rows[0])
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 3.3e38), (torch.float16, 6.5e4)])
+@pytest.mark.parametrize(
+    "table",
+    [
+        *({"kind": name, "direction": kind} for name in ("min-max", "min-sum") for kind in ("unit", "sign", "std")),
+        {"kind": "alie", "z": 3.0},
+        {"kind": "ipm", "epsilon": 30.0},
+        {"kind": "random-direction"},
+    ],
+    ids=str,
+)
+def test_rows_near_the_end_of_their_type_are_left_within_it(
+    table: dict[str, Any], dtype: torch.dtype, size: float
+) -> None:
+    rows = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (7, 23)) * size).to(dtype)
+    rows[:, :3] = size
+    view, context = bare(rows)
+    sent = ATTACKS.build(table).send(view, Mean(), context).rows.sent()  # type: ignore[attr-defined]
+    assert torch.isfinite(sent).all()
+    assert sent.abs().max() > 0.01 * size
+
+
 def test_nonsense_is_refused() -> None:
     for make in (MinMax, MinSum):
         with pytest.raises(ConfigError, match="direction"):

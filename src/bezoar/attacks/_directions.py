@@ -41,8 +41,9 @@ class Spread:
     squared: Tensor
 
     def shifted(self, distance: float, dtype: torch.dtype) -> Tensor:
-        """The mean, moved by ``distance`` against the direction [d]."""
-        return (self.mean - distance * self.direction).to(dtype)
+        """The mean, moved by ``distance`` against the direction [d], as far as numbers of that type go."""
+        limit = torch.finfo(dtype).max
+        return (self.mean - distance * self.direction).clamp(-limit, limit).to(dtype)
 
     def gamma(self, distance: float) -> float:
         """How many p a ``distance`` is; 0 without a direction."""

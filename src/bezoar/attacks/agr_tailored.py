@@ -40,7 +40,8 @@ class AGRTailored(UpdateAttack):
     .. math:: u = \bar x_S - \gamma p, \quad \gamma = \max\{\gamma : \text{all attackers are selected}\}
               \quad\text{or}\quad \gamma = \arg\max_\gamma \|F(x_S, u, \dots, u) - \bar x_S\|
 
-    The first for rules that select, Krum and Multi-Krum, also after clipping; the second for all others (the
+    The first for rules that select, Krum and Multi-Krum, also after clipping: where the rule selects fewer rows than
+    there are attackers, all that it selects must be theirs. The second for all others (the
     ``objective`` "auto"; it can be set to "selection", where a rule tells what it selects or weighs, or to
     "deviation"). F is the server's own rule with its memory and all that it knows, asked on a copy of both. p is the
     ``direction``: "unit" the mean over its norm, "sign" the signs of the mean, "std" the standard deviations by
@@ -133,9 +134,11 @@ class AGRTailored(UpdateAttack):
 
 
 def _all_selected(answer: Aggregate, trial: Stacked) -> bool:
+    """Whether the attackers have all places in the answer that they can have."""
     bad = trial.malicious.to(trial.device)
     if answer.selected is not None:
-        return bool(answer.selected[bad].all())
+        taken, places = int(answer.selected[bad].sum()), int(answer.selected.sum())
+        return places > 0 and taken >= min(int(bad.sum()), places)
     if answer.weights is None:
         raise ConfigError(
             "agr-tailored: objective 'selection' is for rules that select or weigh rows; this one does not say whom it "

@@ -67,10 +67,11 @@ class ALIE(UpdateAttack):
         return stack(view, self._shifted(honest, -z if self.direction == "minus" else z)[None], context.clients)
 
     def _shifted(self, honest: Updates, z: float) -> Tensor:
+        limit = torch.finfo(honest.dtype).max
         vector = torch.empty(honest.shape[1], dtype=honest.dtype, device=honest.device)
         for block in honest.blocks(COLUMN_BYTES):
             values = block.values.double()
             mean = values.mean(0)
             variance = (values - mean).square_().sum(0) / max(1, len(honest) - 1)
-            vector[block.start : block.stop] = (mean + z * variance.sqrt()).to(honest.dtype)
+            vector[block.start : block.stop] = (mean + z * variance.sqrt()).clamp(-limit, limit).to(honest.dtype)
         return vector

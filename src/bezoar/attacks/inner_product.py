@@ -37,5 +37,5 @@ class InnerProduct(UpdateAttack):
             raise ConfigError(f"ipm: epsilon must be a positive number, got {self.epsilon}")
 
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
-        mean = honest_mean(usable(view))
-        return stack(view, torch.mul(mean, -self.epsilon)[None], context.clients)
+        mean, limit = honest_mean(usable(view)), torch.finfo(view.dtype).max
+        return stack(view, torch.mul(mean, -self.epsilon).clamp(-limit, limit)[None], context.clients)

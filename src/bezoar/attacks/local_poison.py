@@ -35,7 +35,6 @@ from bezoar.updates.stacked import Stacked
 class LocalPoison(UpdateAttack):
     """What attacks share that train on samples poisoned by another attack, ``poison``, and change the update."""
 
-    least: ClassVar[Knowledge] = Knowledge.MODEL
     trains: ClassVar[bool] = True
     name: ClassVar[str]
 
@@ -58,6 +57,16 @@ class LocalPoison(UpdateAttack):
             raise ConfigError(f"{self.name}: alpha must be above 0 and at most 1, got {self.alpha}")
         if self.radius is not None and not self.radius > 0:
             raise ConfigError(f"{self.name}: radius must be positive, got {self.radius}")
+
+    @property
+    def least(self) -> Knowledge:  # type: ignore[override]
+        """The model, and what the attack that poisons the samples needs."""
+        return max(Knowledge.MODEL, self.poison.least)
+
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        """As the attack that poisons the samples."""
+        return self.poison.remembers
 
     @property
     def targeted(self) -> bool:  # type: ignore[override]
