@@ -48,6 +48,45 @@ def test_stacked_agrees_with_brute_force(dtype: torch.dtype) -> None:
     check_against(stacked, whole, TOLERANCE[dtype] * 4)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_stacked_agrees_with_brute_force_over_several_chunks(dtype: torch.dtype) -> None:
+    honest, basis, coefficients = matrix(4, 40_000, dtype), matrix(3, 40_000, dtype, 1), matrix(3, 3, seed=2)
+    coefficients[1] = torch.tensor([0.0, 1.0, 0.0])
+    # A malicious row that nearly is an honest one, so that its distances are measured again.
+    basis[1] = honest[2] + 1e-4 * basis[1]
+    stacked = Stacked(DenseUpdates(honest), coefficients, basis)
+    check_against(stacked, torch.cat([honest.double(), coefficients @ basis.double()]), TOLERANCE[dtype] * 4)
+    whole = Stacked(DenseUpdates(honest), torch.eye(3), basis)
+    assert torch.equal(whole.sent(), basis)
+
+
+def test_a_finite_basis_is_not_copied_and_not_changed() -> None:
+    honest, basis = DenseUpdates(matrix(4, 100)), matrix(2, 100, seed=1)
+    before = basis.clone()
+    stacked = Stacked(honest, torch.eye(2), basis)
+    stacked.squared_distances()
+    other = stacked.with_coefficients(torch.tensor([[2.0, 0.0], [1.0, -1.0]]))
+    kept = stacked.select(torch.tensor([0, 1, 4, 5]))
+    assert isinstance(kept, Stacked)
+    for some in (stacked, other, kept):
+        assert some.basis.data_ptr() == basis.data_ptr() == some._clean.data_ptr()
+    stacked.sent().zero_()
+    assert torch.equal(basis, before)
+
+
+def test_other_coefficients_give_other_answers_and_must_have_the_same_shape() -> None:
+    rows, basis = matrix(6, 50), matrix(2, 50, seed=1)
+    basis[1, 3] = torch.inf
+    stacked = Stacked(DenseUpdates(rows), torch.eye(2), basis)
+    for question in ("squared_norms", "gram", "squared_distances"):
+        getattr(stacked, question)()
+    mixes = torch.tensor([[3.0, 0.0], [-1.0, 0.0]])
+    check_against(stacked.with_coefficients(mixes), torch.cat([rows, mixes[:, :1].double() @ basis[:1]]), 1e-12)
+    assert stacked.finite().tolist() == [True] * 7 + [False]
+    with pytest.raises(ConfigError, match=r"coefficients must be \[2, 2\]"):
+        stacked.with_coefficients(torch.ones(1, 2))
+
+
 def test_copies_have_distance_exactly_zero() -> None:
     honest = DenseUpdates(matrix(4, 1000, torch.float32))
     stacked = Stacked(honest, torch.tensor([[1.0, 0.3], [1.0, 0.3]]), matrix(2, 1000, torch.float32, 1) * 1e3)

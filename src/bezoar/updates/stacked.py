@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
-from bezoar.kernels.gram import NEAR
+from bezoar.kernels.gram import CHUNK, NEAR, ranges
 from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates, measure_from
 from bezoar.updates.dense import DenseUpdates
 
@@ -17,7 +18,8 @@ class Stacked(Updates):
     """``honest`` followed by the rows ``coefficients`` [q, k] @ ``basis`` [k, d].
 
     Colluding attackers that send one vector are one basis row. The Gram matrix of the honest rows is bordered by
-    k dot products, so that an attack which searches over ``coefficients`` never touches the data again.
+    k dot products, so that an attack which searches over ``coefficients`` never touches the data again. A ``basis`` of
+    the honest rows' type that is all finite is kept, not copied.
 
     ``order`` [n] puts the rows in another order (row i is the stacked row ``order[i]``), for example that of the
     client ids, so that a rule can not tell attackers by their place.
@@ -35,18 +37,21 @@ class Stacked(Updates):
         if basis.shape != (k, honest.shape[1]):
             raise ConfigError(f"basis must be [{k}, {honest.shape[1]}], got {list(basis.shape)}")
         self.honest = honest
-        self.coefficients = coefficients.to(honest.device, torch.float64)
         self.basis = basis.detach().to(honest.device, honest.dtype)
-        self._usable = torch.isfinite(self.basis).all(1)
+        self._usable = _finite(self.basis)
         # Zero times a vector with NaN is no contribution; it must not spoil rows that do not use it.
-        self._spoilt = (self.coefficients[:, ~self._usable] != 0).any(1)
-        self._clean = torch.where(self._usable[:, None], self.basis, torch.zeros_like(self.basis))
+        self._clean = self.basis if self._usable.all() else self.basis.masked_fill(~self._usable[:, None], 0.0)
+        self._mix(coefficients)
         self._malicious = torch.full((q,), -1) if clients is None else clients
         if self._malicious.shape != (q,):
             raise ConfigError(f"clients must hold one id for each of the {q} malicious rows")
         n = len(honest) + q
         self.order = torch.arange(n) if order is None else order
         self.offers = honest.offers
+
+    def _mix(self, coefficients: Tensor) -> None:
+        self.coefficients = coefficients.to(self.honest.device, torch.float64)
+        self._spoilt = (self.coefficients[:, ~self._usable] != 0).any(1)
 
     @classmethod
     def by_client(cls, honest: Updates, coefficients: Tensor, basis: Tensor, clients: Tensor) -> Stacked:
@@ -81,15 +86,21 @@ class Stacked(Updates):
 
     def with_coefficients(self, coefficients: Tensor) -> Stacked:
         """The same stack with other ``coefficients`` [q, k]; answers about honest rows and basis are shared."""
-        other = Stacked(self.honest, coefficients, self.basis, self._malicious, self.order)
-        if "_border" in self.__dict__:
-            other.__dict__["_border"] = self.__dict__["_border"]
+        if coefficients.shape != self.coefficients.shape:
+            wanted, got = list(self.coefficients.shape), list(coefficients.shape)
+            raise ConfigError(f"coefficients must be {wanted} as before, got {got}")
+        other = copy.copy(self)
+        for answer in ("_norms_once", "_gram_once", "_distances_once"):
+            other.__dict__.pop(answer, None)
+        other._mix(coefficients)
         return other
 
     def sent(self) -> Tensor:
         """The malicious rows [q, d] in the order of ``coefficients``; copies of a basis row keep its infinities."""
-        rows = (self.coefficients.to(self.dtype) @ self._clean).masked_fill(self._spoilt[:, None], torch.nan)
         copies = ((self.coefficients != 0).sum(1) == 1) & (self.coefficients == 1).any(1)
+        if copies.all():
+            return self.basis[self.coefficients.argmax(1)]
+        rows = self._spoil(self.coefficients.to(self.dtype) @ self._clean)
         rows[copies] = self.basis[self.coefficients[copies].argmax(1)]
         return rows
 
@@ -97,15 +108,35 @@ class Stacked(Updates):
         """Inner products of honest rows with the basis [n_h, k] and of the basis with itself [k, k]."""
         if "_border" not in self.__dict__:
             cross = [self.honest.dot(row) for row in self._clean]
-            wide = self._clean.double()
             empty = torch.zeros(len(self.honest), 0, dtype=torch.float64, device=self.device)
-            self.__dict__["_border"] = (torch.stack(cross, 1) if cross else empty, wide @ wide.T)
-        cross_products, own = self.__dict__["_border"]
-        return cross_products, own
+            self.__dict__["_border"] = torch.stack(cross, 1) if cross else empty
+        border: Tensor = self.__dict__["_border"]
+        return border, self._own()
+
+    def _own(self) -> Tensor:
+        """Inner products of the basis with itself [k, k]."""
+        if "_corner" not in self.__dict__:
+            k, d = self.basis.shape
+            total = torch.zeros(k, k, dtype=torch.float64, device=self.device)
+            for start, stop in ranges(d, CHUNK):
+                part = self._clean[:, start:stop].double()
+                total += part @ part.T
+            self.__dict__["_corner"] = total
+        corner: Tensor = self.__dict__["_corner"]
+        return corner
+
+    def _row(self, mix: Tensor) -> Tensor:
+        """The row ``mix`` [k] of the basis [d], added up in float64."""
+        used = mix.nonzero().flatten()
+        if len(used) == 1 and float(mix[used[0]]) == 1.0:
+            return self._clean[used[0]]
+        row = torch.zeros(self.shape[1], dtype=self.dtype, device=self.device)
+        for start, stop in ranges(len(row), CHUNK):
+            row[start:stop] = mix[used] @ self._clean[used, start:stop].double()
+        return row
 
     def _squared_norms(self) -> Tensor:
-        wide = self._clean.double()
-        malicious = ((self.coefficients @ (wide @ wide.T)) * self.coefficients).sum(1)
+        malicious = ((self.coefficients @ self._own()) * self.coefficients).sum(1)
         return torch.cat([self.honest.squared_norms(), self._spoil(malicious.clamp(min=0))])[self.order]
 
     def _gram(self) -> Tensor:
@@ -125,16 +156,19 @@ class Stacked(Updates):
         norms = self.honest.squared_norms()
         side = (norms[:, None] + sizes - 2 * cross @ distinct.T).clamp(min=0)
         for j, mix in enumerate(distinct):
-            row = (mix @ self._clean.double()).to(self.dtype)
-            measure_from(self.honest, row, side[:, j], side[:, j] < NEAR * (norms + sizes[j]))
+            near = side[:, j] < NEAR * (norms + sizes[j])
+            if near.any():
+                measure_from(self.honest, self._row(mix), side[:, j], near)
         side, corner = side[:, which], corner[which][:, which]
         side, corner = self._spoil(side.T).T, self._spoil(self._spoil(corner).T)
         whole = torch.cat([torch.cat([self.honest.squared_distances(), side], 1), torch.cat([side.T, corner], 1)])
         return whole[self.order][:, self.order]
 
     def dot(self, vector: Tensor) -> Tensor:
-        malicious = self.coefficients @ (self._clean.double() @ vector.double())
-        return torch.cat([self.honest.dot(vector), self._spoil(malicious)])[self.order]
+        products = torch.zeros(len(self.basis), dtype=torch.float64, device=self.device)
+        for start, stop in ranges(self.shape[1], CHUNK):
+            products += self._clean[:, start:stop].double() @ vector[start:stop].double()
+        return torch.cat([self.honest.dot(vector), self._spoil(self.coefficients @ products)])[self.order]
 
     def combine(self, weights: Tensor) -> Tensor:
         weights = weights.to(self.device, torch.float64)
@@ -175,7 +209,8 @@ class Stacked(Updates):
         honest = self.honest
         if not torch.equal(honest_rows, torch.arange(split)):
             honest = honest.select(honest_rows)
-        return Stacked(honest, coefficients[:, used], self.basis[used], self._malicious[malicious_rows], place)
+        basis = self.basis if used.all() else self.basis[used]
+        return Stacked(honest, coefficients[:, used], basis, self._malicious[malicious_rows], place)
 
     def _stack(self, honest: Tensor, basis: Tensor) -> Tensor:
         return torch.cat([honest, self._spoil(self.coefficients.to(honest.dtype) @ basis)])[self.order]
@@ -183,3 +218,11 @@ class Stacked(Updates):
     def _spoil(self, malicious: Tensor) -> Tensor:
         """NaN in the rows that use a basis vector with NaN or infinity."""
         return malicious.masked_fill(self._spoilt.view(-1, *[1] * (malicious.ndim - 1)), torch.nan)
+
+
+def _finite(basis: Tensor) -> Tensor:
+    """Which rows of ``basis`` hold finite numbers only: bool [k]."""
+    finite = torch.ones(len(basis), dtype=torch.bool, device=basis.device)
+    for start, stop in ranges(basis.shape[1], CHUNK):
+        finite &= torch.isfinite(basis[:, start:stop]).all(1)
+    return finite
