@@ -42,6 +42,7 @@ from bezoar.aggregation import (
     SignVote,
     TrimmedMean,
 )
+from bezoar.attacks import OptimisedALIE
 from bezoar.attacks._probe import Probe, column_spread
 from bezoar.attacks.base import AttackContext, standalone
 from bezoar.errors import HostileRowsError
@@ -336,3 +337,30 @@ def test_estimates_are_confirmed_by_whole_aggregations() -> None:
     assert deviation == pytest.approx(oracle(view, vectors, Median(), at, far), rel=1e-9)
     assert torch.equal(rows.materialise(), probe.stack(far).materialise())
     assert probe.aggregations == 2
+
+
+@pytest.mark.parametrize(
+    "rule", [FLAME(noise=0.3), Clip(4.0) >> FLAME(noise=0.3), Bucketing(s=2) >> FLAME(noise=0.1)], ids=name
+)
+def test_noise_in_every_coordinate_counts_by_its_expected_square(rule: Rule) -> None:
+    view = cohort(d=2000)
+    at, vectors = known(view), directions(view)
+    probe = Probe(view, vectors, rule, at)
+    assert probe.method == "exact"
+    for mix in mixes(probe, 8):
+        once = probe.whole_deviation(probe.stack(mix))
+        # Of 2000 draws the mean square is within a few per cent of what is expected.
+        assert probe.deviation(mix) == pytest.approx(once, rel=0.1)
+        quiet = rule.aggregate(probe.stack(mix), context=at.server_context, generator=probe._draws())
+        assert quiet.weights is not None
+        bare = (quiet.weights @ probe.stack(mix).materialise() - view.values.mean(0)).norm()
+        assert probe.deviation(mix) == pytest.approx(math.hypot(bare, quiet.noise * math.sqrt(2000)), rel=1e-7)
+        assert quiet.noise > 0
+
+
+def test_attacks_on_a_noisy_rule_record_what_a_whole_aggregation_finds() -> None:
+    view = cohort(d=5000)
+    at, rule = known(view), FLAME(noise=0.05)
+    sent = OptimisedALIE().send(view, rule, at)
+    answer = rule.aggregate(sent.rows, context=at.server_context)
+    assert sent.report["deviation"] == pytest.approx(float((answer.vector - view.values.mean(0)).norm()), rel=0.05)

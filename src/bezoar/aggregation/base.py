@@ -73,6 +73,7 @@ class Aggregate:
         selected: which rows the rule went on with [n] bool, where it selects rows.
         excluded: row index -> why it was left out, by the gate before the rule ran or by the rule itself.
         scales: factor by which pre-aggregation scaled every row [n], where it only scaled (clipping).
+        noise: standard deviation of the noise in every coordinate of ``vector``; ``weights`` leave it out.
     """
 
     vector: Tensor
@@ -82,6 +83,7 @@ class Aggregate:
     selected: Tensor | None = None
     excluded: Mapping[int, str] = field(default_factory=dict)
     scales: Tensor | None = None
+    noise: float = 0.0
 
     def _spread(self, kept: Tensor, n: int, excluded: Mapping[int, str]) -> Aggregate:
         """The same answer in the numbering of all ``n`` rows, of which ``kept`` took part."""

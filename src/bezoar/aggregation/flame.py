@@ -65,7 +65,9 @@ class FLAME(Rule):
             vector = (vector.to(wide) + draw * (self.noise * typical).to(wide)).to(vector.dtype)
         why = "not in the majority cluster of directions"
         excluded = dict.fromkeys((~admitted).nonzero().flatten().tolist(), why)
-        return Aggregate(vector, weights=weights, selected=admitted, excluded=excluded)
+        return Aggregate(
+            vector, weights=weights, selected=admitted, excluded=excluded, noise=self.noise * float(typical)
+        )
 
 
 def majority_cluster(distances: Tensor) -> Tensor:

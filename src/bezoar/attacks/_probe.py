@@ -112,8 +112,9 @@ class Probe:
       the rows themselves. No more than about :data:`FEW` trials are then affordable.
 
     The rule gets a copy of its memory; what it draws comes from the attackers' own stream, the same in every trial, as
-    nobody knows the server's coins. Rows that make it give up the round, or are no numbers in the updates' type, have
-    deviation 0: the attack is detected.
+    nobody knows the server's coins. Of noise that a rule adds to every coordinate, cheap trials count the expected
+    square: there are d of them, not r. Rows that make it give up the round, or are no numbers in the updates' type,
+    have deviation 0: the attack is detected.
 
     ``importance`` [d] (>= 0) says which columns matter; half the sample is drawn in proportion to it, half uniformly.
     """
@@ -343,8 +344,8 @@ class Probe:
         memory = {name: value.clone() for name, value in self._state.items()}
         if self.method == "exact":
             answer = self.defence.aggregate(places, memory, self._known, self._draws())
-            size = float(torch.linalg.vector_norm(answer.vector - self._centre))
-            return size if math.isfinite(size) else 0.0
+            gap = self._weighed(answer, places) if answer.noise else answer.vector - self._centre
+            return self._expected(float(torch.linalg.vector_norm(gap)), answer)
         own = self._columns[torch.cat([self._kept, torch.arange(split, self.span, device=sent.device)])]
         used = torch.cat([mix[:, self._kept], mix[:, split:]], dim=1)
         wide = widened(own)
@@ -352,10 +353,20 @@ class Probe:
         columns = torch.cat([self._columns[:split], mixed])[self._order]
         answer = self.defence.aggregate(Sampled(places, columns), memory, self._known, self._draws())
         if answer.weights is not None:
-            weighty = answer.weights != 0
-            gap = answer.weights[weighty] @ places.values[weighty] - self._centre
-            size = float(torch.linalg.vector_norm(gap))
+            size = float(torch.linalg.vector_norm(self._weighed(answer, places)))
         else:
             gap = answer.vector.double() - self._mean_columns
             size = float((gap.square() * self._factors).sum().sqrt())
+        return self._expected(size, answer)
+
+    def _weighed(self, answer: Aggregate, places: DenseUpdates) -> Tensor:
+        """What the answer's weights make of all rows, less the honest mean, in coordinates [r]."""
+        assert answer.weights is not None, "an answer with noise says what it was before"
+        weighty = answer.weights != 0
+        gap: Tensor = answer.weights[weighty] @ places.values[weighty] - self._centre
+        return gap
+
+    def _expected(self, size: float, answer: Aggregate) -> float:
+        """``size`` with the expected square of the noise that the rule adds to each of the d coordinates."""
+        size = math.hypot(size, answer.noise * math.sqrt(self.view.shape[1]))
         return size if math.isfinite(size) else 0.0
