@@ -203,6 +203,70 @@ def test_the_loss_of_the_attackers_points_goes_down(server: Any) -> None:
         attack.send(view, Mean(), dataclasses.replace(at, goal=None))
 
 
+def points(seed: int) -> tuple[DenseUpdates, AttackContext]:
+    """Small honest rows, and the context of four attackers who want points misclassified."""
+    model = make_model("mlp", (1, 4, 4), 3, seed=seed, hidden=[8])
+    weights = flatten(model)
+    draws = torch.Generator().manual_seed(seed)
+    goal = Goal(torch.randn(12, 1, 4, 4, generator=draws), torch.randint(3, (12,), generator=draws))
+    view = DenseUpdates(0.1 * torch.randn(8, len(weights), generator=draws))
+    server = SGD(momentum=0.0)
+    at = AttackContext(
+        1, seed, torch.arange(8, 12), weights, Scratch(model), cross_entropy, math.inf, goal, 12, server=server
+    )
+    return view, at
+
+
+@pytest.mark.parametrize("trials", [1, 2, 16, 40])
+@pytest.mark.parametrize("rule", [Mean(), Median(), Clip(1.0) >> Mean()], ids=lambda rule: rule.name)
+def test_the_gradient_alone_is_never_better(trials: int, rule: Rule) -> None:
+    for seed in range(4):
+        view, at = points(seed)
+        assert at.goal is not None
+        model = make_model("mlp", (1, 4, 4), 3, seed=seed, hidden=[8])
+        loss = torch.nn.functional.cross_entropy(model(at.goal.inputs), at.goal.labels)
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+        mean, reach = view.values.mean(0), 2 * spread(view.values)
+
+        def loss_after(
+            row: Tensor, view: DenseUpdates = view, at: AttackContext = at, model: torch.nn.Module = model
+        ) -> float:
+            moved = at.weights - rule(torch.cat([view.values, row.expand(4, -1)]))
+            torch.nn.utils.vector_to_parameters(moved, model.parameters())
+            assert at.goal is not None
+            with torch.no_grad():
+                return float(torch.nn.functional.cross_entropy(model(at.goal.inputs), at.goal.labels))
+
+        alone = loss_after(mean + reach * gradient / gradient.norm())
+        sent = BlackBox(objective="loss", whole_trials=trials, size=2.0).send(view, rule, at)
+        found = sent.rows.basis[0]
+        assert float((found - mean).norm()) <= reach * (1 + 1e-6)
+        assert loss_after(found) == pytest.approx(sent.report["loss"], rel=1e-5)
+        assert sent.report["loss"] <= alone + 1e-5
+
+
+def test_a_gradient_that_is_no_number_is_done_without() -> None:
+    view, at = points(0)
+    assert at.goal is not None
+    broken = dataclasses.replace(at, goal=Goal(at.goal.inputs * math.nan, at.goal.labels))
+    assert torch.isfinite(BlackBox(objective="loss").send(view, Mean(), broken).rows.basis).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("budget", ["distance", "min-max"])
+@pytest.mark.parametrize("h", [1, 3, 7, 30])
+def test_where_there_is_no_room_equal_rows_get_copies(h: int, budget: Any, dtype: torch.dtype) -> None:
+    row = torch.randn(50, generator=torch.Generator().manual_seed(h), dtype=dtype)
+    view = DenseUpdates(row.repeat(h, 1))
+    for rule in (Mean(), Median()):
+        at = standalone(view, h + 2, 2)
+        assert torch.equal(BlackBox(budget=budget).send(view, rule, at).rows.basis, row[None])
+    view, at = points(0)
+    equal = DenseUpdates(view.values[:1].repeat(8, 1))
+    sent = BlackBox(objective="loss", budget=budget).send(equal, Mean(), at).rows
+    assert torch.equal(sent.materialise(), view.values[:1].repeat(12, 1))
+
+
 def test_hostile_rows_equal_rows_and_one_row() -> None:
     values = cohort().values.clone()
     values[3, 1] = torch.nan

@@ -1,5 +1,6 @@
 """Attacks: the adversary changes its data before, or its rows after, the clients' gradients."""
 
+from bezoar.attacks._black_box import BlackBox, black_box
 from bezoar.attacks.adaptive_sparsefed import AdaptivePGD
 from bezoar.attacks.agr_tailored import AGRTailored
 from bezoar.attacks.alie import ALIE
@@ -17,7 +18,6 @@ from bezoar.attacks.base import (
     Tests,
     UpdateAttack,
 )
-from bezoar.attacks.black_box import BlackBox, black_box
 from bezoar.attacks.counter_gradient import CounterGradient
 from bezoar.attacks.edge_case import EdgeCase
 from bezoar.attacks.fang import FangKrum, FangMedian, FangTrimmedMean

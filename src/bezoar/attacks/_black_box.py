@@ -43,7 +43,7 @@ class BlackBox(UpdateAttack):
     Args:
         objective: ``"deviation"``: the distance of the defence's answer from the honest mean; ``"loss"``: minus the
             loss on ``aux`` test points with wrong labels after the server's step. The latter takes a whole aggregation
-            and a pass through the model a trial.
+            and a pass through the model a trial; its gradient at the current model is one more direction, tried first.
         budget: what bounds u. ``"distance"``: at most ``size`` times the honest rows' root mean square distance from
             their mean, measured from there; ``"norm"``: at most ``size`` times the longest honest row;
             ``"min-max"``: from no honest row farther than ``size`` times the largest distance between two of them.
@@ -111,14 +111,18 @@ class BlackBox(UpdateAttack):
         d, importance = view.shape[1], spread.double().square()
         noise = torch.randn(self.random, d, generator=draws).to(view.device, view.dtype)
         vectors = torch.cat([spread[None], sign[None], noise])
+        guided = self.objective == "loss"
+        if guided:
+            vectors = torch.cat([vectors, _gradient(context)[None].to(vectors)])
         probe = Probe(view, vectors, defence, context, importance=importance, sample=self.sample)
         if probe.empty:
             return Sent(probe.stack(probe.mean), context.state, {"deviation": 0.0})
-        value = probe.deviation if self.objective == "deviation" else _Loss(probe, context)
-        cheap = probe.cheap and self.objective == "deviation"
-        search = _Search(_Budget(self.budget, self.size, probe), _atoms(probe), value, draws)
+        value = _Loss(probe, context) if guided else probe.deviation
+        cheap = probe.cheap and not guided
+        budget, atoms = _Budget(self.budget, self.size, probe), _atoms(probe, last_first=guided)
+        search = _Search(budget, atoms, value, draws, guided=guided)
         found = search.run(self.trials if cheap else self.whole_trials, self.restarts)
-        if self.objective == "deviation":
+        if not guided:
             rows, reached, _ = probe.settle(found[:2])
             return Sent(rows, context.state, {"deviation": reached})
         mix, reached = found[0]
@@ -164,12 +168,31 @@ class _Asked(Rule):
         return Aggregate(vector.to(rows.device, rows.dtype))
 
 
-def _atoms(probe: Probe) -> Tensor:
-    """What directions are mixed from, as mixes [a, n_h + k] of length one: the plain ones come first."""
+def _gradient(context: AttackContext) -> Tensor:
+    """The gradient [d] of the loss on the attackers' points at the current model; zero where it is no number."""
+    goal = _aim(context)
+    context.scratch.load(context.weights)
+    gradient = context.scratch.differentiate(context.loss_fn, goal.inputs, goal.labels).clone()
+    return gradient if bool(torch.isfinite(gradient).all()) else torch.zeros_like(gradient)
+
+
+def _aim(context: AttackContext) -> Goal:
+    if context.goal is None:
+        raise ConfigError("black-box: objective='loss' needs AttackContext.goal: what shall be misclassified")
+    return context.goal
+
+
+def _atoms(probe: Probe, *, last_first: bool = False) -> Tensor:
+    """What directions are mixed from, as mixes [a, n_h + k] of length one: the plain ones come first.
+
+    With ``last_first`` the probe's last vector comes before all others.
+    """
     split, k = len(probe.view), len(probe.vectors)
     finite = probe.view.finite().nonzero().flatten()
     units = torch.eye(probe.span, dtype=torch.float64, device=probe.mean.device)
-    atoms = torch.cat([probe.mean[None], units[split : split + k], units[finite] - probe.mean])
+    vectors = units[split : split + k]
+    order = [vectors[-1:], probe.mean[None], vectors[:-1]] if last_first else [probe.mean[None], vectors]
+    atoms = torch.cat([*order, units[finite] - probe.mean])
     length = torch.linalg.vector_norm(probe.mix(atoms), dim=1)
     atoms = atoms[length > 0] / length[length > 0, None]
     return atoms if len(atoms) else torch.zeros_like(probe.mean)[None]
@@ -183,6 +206,9 @@ class _Budget:
         finite = probe.view.finite().nonzero().flatten()
         units = torch.eye(probe.span, dtype=torch.float64, device=probe.mean.device)
         self.apart = probe.mix(units[finite] - probe.mean)
+        # The mean of equal rows is any of them, but not bit by bit; there is no room about it for a rounding error.
+        self.equal = kind != "norm" and bool((probe.mix(units[finite]) == probe.mix(units[finite[0]])).all())
+        self.centre = units[finite[0]] if self.equal else probe.mean
         # Rows are rounded when they are written down; they shall be within the budget even so.
         size *= 1 - (1e-9 if probe.view.dtype == torch.float64 else 64 * torch.finfo(probe.view.dtype).eps)
         if kind == "norm":
@@ -194,7 +220,9 @@ class _Budget:
 
     def row(self, direction: Tensor, share: float) -> Tensor:
         """The mix [n_h + k] at ``share`` of the way along ``direction`` [n_h + k]."""
-        start = torch.zeros_like(self.probe.mean) if self.kind == "norm" else self.probe.mean
+        if self.equal:
+            return self.centre
+        start = torch.zeros_like(self.centre) if self.kind == "norm" else self.centre
         place = self.probe.mix(direction)
         square = float(place @ place)
         if not square > 0:
@@ -221,9 +249,16 @@ class _Search:
     """Random search over directions and shares."""
 
     def __init__(
-        self, budget: _Budget, atoms: Tensor, value: Callable[[Tensor], float], draws: torch.Generator
+        self,
+        budget: _Budget,
+        atoms: Tensor,
+        value: Callable[[Tensor], float],
+        draws: torch.Generator,
+        *,
+        guided: bool = False,
     ) -> None:
-        self.budget, self.atoms, self.value, self.draws = budget, atoms, value, draws
+        """``guided``: the first atom is a direction known to be good, and which way."""
+        self.budget, self.atoms, self.value, self.draws, self.guided = budget, atoms, value, draws, guided
 
     def run(self, trials: int, restarts: int) -> list[tuple[Tensor, float]]:
         """The best (mix, value) of every restart, the best first."""
@@ -236,12 +271,13 @@ class _Search:
         return [(point.mix, point.value) for point in sorted(best, key=lambda point: -point.value)]
 
     def _starts(self, count: int) -> list[tuple[Tensor, float]]:
-        a, device = len(self.atoms), self.atoms.device
+        units = torch.eye(len(self.atoms), dtype=torch.float64, device=self.atoms.device)
+        known, others = (units[:1], units[1:4]) if self.guided else (units[:0], units[:3])
         # The mean, the spread and the sign, of either sign; the others are as good as any.
-        plain = [
-            sign * torch.eye(a, dtype=torch.float64, device=device)[i] for i in range(min(3, a)) for sign in (-1, 1)
-        ]
-        starts = [(weights, share) for share in SHARES for weights in plain][: max(1, 2 * count // 3)]
+        plain = [sign * weights for weights in others for sign in (-1, 1)]
+        starts = [(weights, share) for weights in known for share in SHARES]
+        starts += [(weights, share) for share in SHARES for weights in plain]
+        starts = starts[: max(1, 2 * count // 3)]
         while len(starts) < count:
             starts.append((self._normal(), float(torch.rand(1, generator=self.draws, dtype=torch.float64))))
         return starts
@@ -271,9 +307,7 @@ class _Loss:
     """Minus the loss on the attackers' points after the server's step; minus infinity if there would be none."""
 
     def __init__(self, probe: Probe, context: AttackContext) -> None:
-        if context.goal is None:
-            raise ConfigError("black-box: objective='loss' needs AttackContext.goal: what shall be misclassified")
-        self.probe, self.context, self.aim = probe, context, context.goal
+        self.probe, self.context, self.aim = probe, context, _aim(context)
 
     def __call__(self, mix: Tensor) -> float:
         answer = self.probe.answer(self.probe.stack(mix))
