@@ -17,6 +17,7 @@ from bezoar.attacks import ATTACKS, AttackContext, BadNets, Batch, LabelFlip, La
 from bezoar.attacks._target_model import honest_shift, mean_loss, noted, train
 from bezoar.attacks.gradient_to_data import Found, GradientMatching
 from bezoar.attacks.virtual_data import distinct
+from bezoar.clients import LocalSGD
 from bezoar.errors import ConfigError
 from bezoar.experiments import rounds
 from bezoar.models import flat_copy, make_model
@@ -227,20 +228,24 @@ def test_an_offline_target_stays(asked: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("local_steps", [1, 3])
-def test_exact_rows_bring_the_mean_to_the_target(local_steps: int, asked: list[Tensor]) -> None:
-    context = world(attackers=(3, 8, 21), lr=0.3).context
+@pytest.mark.parametrize(("update_lr", "server_lr"), [(1.0, 0.3), (0.3, 0.25), (0.1, 1.0)])
+def test_exact_rows_bring_the_mean_to_the_target(
+    update_lr: float, server_lr: float, local_steps: int, asked: list[Tensor]
+) -> None:
+    context = world(attackers=(3, 8, 21), lr=0.3, update_lr=update_lr, server_lr=server_lr).context
     attack = VirtualData(mode="exact", acquisition="offline", local_steps=local_steps, **SMALL)
     made = attack.poison(own(context), context)
     n, m = context.cohort, 3
     # Attackers take their steps along the gradient wanted, the others move as they did before.
-    moves = [-0.3 * local_steps * asked[0]] * m + [honest_shift(context)] * (n - m)
+    moves = [-server_lr * update_lr * local_steps * asked[0]] * m + [honest_shift(context)] * (n - m)
     landed = context.weights + torch.stack(moves).mean(0)
     assert torch.allclose(landed, made.state["target"], atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["direction", "exact"])
 def test_figures_in_the_record(mode: Any, asked: list[Tensor]) -> None:
-    context = world(lr=0.3).context
+    # Clients that train at a rate of 0.75, for a server that goes 0.4 of the way.
+    context = world(lr=0.75, update_lr=0.75, server_lr=0.4).context
     made = VirtualData(mode=mode, acquisition="offline", **SMALL).poison(own(context), context)
     mine = made.batch.select(made.batch.owners == 3)
     model = model_at(context.weights)
@@ -418,6 +423,29 @@ def test_in_an_experiment_the_honest_move_is_the_true_one(monkeypatch: pytest.Mo
     for t in range(1, 8):
         expected = -asked.learning_rate.at(t, 8) * truth[t - 1]
         assert torch.allclose(guessed[t], expected, atol=1e-6 + 1e-3 * float(expected.abs().max())), t
+
+
+def test_clients_that_train_at_a_rate_of_their_own(monkeypatch: pytest.MonkeyPatch, asked: list[Tensor]) -> None:
+    """If attackers got the gradient that they ask for, and the others moved as before, the mean would land on w_tar."""
+    seen: list[tuple[AttackContext, Any]] = []
+    poison = VirtualData.poison
+
+    def spy(self: VirtualData, batch: Batch, context: AttackContext) -> Any:
+        made = poison(self, batch, replace(context, weights=context.weights.clone()))
+        seen.append((replace(context, weights=context.weights.clone()), made))
+        return made
+
+    monkeypatch.setattr(VirtualData, "poison", spy)
+    attack = {**TRIGGER, "mode": "exact", "acquisition": "offline", "steps": 2, "offline_epochs": 2}
+    table = experiment({"pipeline": ["mean"]}, attack, rounds=4)
+    clients = LocalSGD(epochs=1, batch_size=0, server_lr_factor=0.25)
+    run(table.model_copy(update={"clients": clients}))
+    assert len(seen) == len(asked) == 4
+    for t, ((context, made), wanted) in enumerate(zip(seen, asked, strict=True), start=1):
+        lr, n, m = table.learning_rate.at(t, 4), context.cohort, len(context.clients)
+        # Local training takes a client lr along its gradient, and the server goes a quarter of the mean's way.
+        move = (m * -0.25 * lr * wanted + (n - m) * honest_shift(context)) / n
+        torch.testing.assert_close(context.weights + move, made.state["target"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("acquisition", ["offline", "online-global"])

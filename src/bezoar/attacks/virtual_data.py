@@ -51,7 +51,7 @@ class VirtualData(DataAttack):
 
     Goal: that of ``aim``; for a label flip the flipped labels of up to ``aux`` test samples.
     Knows: its own samples and the models that every client is sent; "online-global" and "exact" the size of the cohort
-        and the server's learning rate.
+        and the learning rates of clients and server.
     Cost: epochs over the attackers' samples, and restarts x steps x 3 passes over the points.
     Peers: none has it.
     Reference: after Zhu, Wu, Lyu, Xue: Sybil-based Virtual Data Poisoning Attacks in Federated Learning, 2025
@@ -152,7 +152,8 @@ class VirtualData(DataAttack):
         """The virtual samples, how well they match what is wanted, and how far they get."""
         way = target - context.weights
         n, m = context.cohort, len(context.clients)
-        step = context.lr * self.local_steps
+        # By how much the server moves along an honest client's gradient, if it takes that client's update alone.
+        step = context.update_lr * context.server_lr * self.local_steps
         wanted = -way
         if self.mode == "exact":
             wanted = -(n * way - (n - m) * others) / (m * step)
