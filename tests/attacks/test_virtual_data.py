@@ -243,6 +243,15 @@ def test_exact_rows_bring_the_mean_to_the_target(
 
 
 @pytest.mark.parametrize("mode", ["direction", "exact"])
+@pytest.mark.parametrize("still", [{"server_lr": 0.0}, {"lr": 0.0, "update_lr": 0.0}], ids=str)
+def test_a_rate_of_zero_gets_nowhere(mode: Any, still: dict[str, float]) -> None:
+    context = world(**still).context
+    made = VirtualData(mode=mode, acquisition="offline", **SMALL).poison(own(context), context)
+    assert made.report["reach"] == 0.0
+    assert bool(made.batch.inputs.isfinite().all())
+
+
+@pytest.mark.parametrize("mode", ["direction", "exact"])
 def test_figures_in_the_record(mode: Any, asked: list[Tensor]) -> None:
     # Clients that train at a rate of 0.75, for a server that goes 0.4 of the way.
     context = world(lr=0.75, update_lr=0.75, server_lr=0.4).context
