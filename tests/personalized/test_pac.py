@@ -74,6 +74,52 @@ def test_inputs_in_a_plane_do_not_pull_back() -> None:
         assert abs(found.a) < 1e-6
 
 
+@pytest.mark.parametrize(("unit", "k"), [(100.0, 1.0), (1.0, 100.0), (1e-4, 1.0), (1e-4, 1e6)])
+def test_the_verdict_does_not_depend_on_units_or_on_how_sure_the_model_is(unit: float, k: float) -> None:
+    loss = LogisticRegression(3)
+    for seed in range(2):
+        spans = gradient_pac(loss, labelled(loss, lambda size, draws: unit * normal(size, draws)), k=k, seed=seed)
+        assert spans.holds is True
+        assert 0.5 < spans.spread <= 1
+        flat = gradient_pac(loss, labelled(loss, lambda size, draws: unit * in_a_plane(size, draws)), k=k, seed=seed)
+        assert flat.holds is False
+        assert flat.spread < 1e-9
+
+
+@pytest.mark.parametrize(("unit", "k"), [(1.0, 300.0), (1.0, 3000.0), (100.0, 100.0), (1e4, 1.0)])
+def test_a_model_that_is_too_sure_for_so_few_samples_is_no_counterexample(unit: float, k: float) -> None:
+    loss = LogisticRegression(3)
+    for seed in range(2):
+        few = gradient_pac(loss, labelled(loss, lambda size, draws: unit * normal(size, draws)), k=k, seed=seed)
+        # Whatever noise was met, it must not be called a loss that does not learn.
+        assert few.holds is not False
+        if unit * k > 1000:
+            assert few.holds is None
+            assert few.a < 1e-9 * few.strongest
+        flat = gradient_pac(loss, labelled(loss, lambda size, draws: unit * in_a_plane(size, draws)), k=k, seed=seed)
+        assert flat.holds is False
+
+
+def test_each_reason_for_the_verdict() -> None:
+    loss = LinearRegression(3)
+    good = gradient_pac(loss, labelled(loss, normal), sizes=(20, 40), draws=1, directions=1)
+    weak = {"a": 1e-4 * good.strongest}
+    for changes, verdict in (
+        ({}, True),
+        ({"spread": 0.0}, True),
+        (weak, True),
+        ({**weak, "spread": 1e-10}, False),
+        ({**weak, "alpha": 1.0}, None),
+        ({"a": 1e-10 * good.strongest}, None),
+        ({"a": -1e-10 * good.strongest}, None),
+        ({"a": -1e-8 * good.strongest}, False),
+        ({"alpha": 0.95}, False),
+        ({"growth_by_radius": (1.0, 1.0, 1.0, 0.11, 1.0)}, True),
+        ({"growth_by_radius": (1.0, 1.0, 1.0, 0.09, 1.0)}, False),
+    ):
+        assert dataclasses.replace(good, **changes).holds is verdict, changes  # type: ignore[arg-type]
+
+
 def test_softmax_regression_leaves_open_what_classes_have_in_common() -> None:
     loss = SoftmaxRegression(3, 3)
     found = gradient_pac(loss, labelled(loss, normal), sizes=(100, 1000))
@@ -138,3 +184,4 @@ def test_plot(tmp_path: Path) -> None:
     assert all(file.stat().st_size > 1000 for file in files)
     assert "Looks like" in plot.caption
     assert "Does not" in pac_plot(dataclasses.replace(found, alpha=1.0)).caption
+    assert "Too few samples" in pac_plot(dataclasses.replace(found, a=0.0)).caption

@@ -18,6 +18,9 @@ from bezoar.seeding import generator
 #: (true model [D], number of samples, random draws) -> that many samples labelled by it.
 Sample = Callable[[Tensor, int, torch.Generator], Points]
 
+#: Relative to the strongest, what differences of gradients can not tell from nothing.
+TINY = 1e-9
+
 
 @dataclass(frozen=True)
 class GradientPAC:
@@ -36,6 +39,8 @@ class GradientPAC:
         radii: the distances r that were tried.
         growth_by_radius: the least growth at each distance, over all sizes.
         strongest: the greatest growth at the shortest distance, in any direction: the greatest curvature per sample.
+        spread: how well the data tell directions apart, whatever the true model: the least over the greatest singular
+            value of (grad L(e_i) - grad L(0))_i, at the greatest size. 0: in some direction no model is any worse.
         a, b, alpha: the constants; alpha is the slope of log typical noise over log I, b bounds all noise.
     """
 
@@ -46,17 +51,37 @@ class GradientPAC:
     radii: tuple[float, ...]
     growth_by_radius: tuple[float, ...]
     strongest: float
+    spread: float
     a: float
     b: float
     alpha: float
 
     @property
-    def holds(self) -> bool:
+    def holds(self) -> bool | None:
         """Whether the measurements look like gradient-PAC: noise grows slower than I, the pull back does not fade.
 
-        The pull counts as faded where it falls below a thousandth of the strongest.
+        None: they do not tell. The data tell directions apart, but the true model is so sure of its labels that few
+        samples pull on it: by less than can be measured, or so few that their noise follows no law. Take more samples,
+        or a smaller ``k``.
+
+        False: the pull is negative, or falls to less than a tenth farther away; or it is weak (a thousandth of the
+        strongest) and ``spread`` is below 1e-9; or it is not weak, and alpha is 0.9 or more. Nothing here depends on a
+        unit that all inputs have in common, but the radii do: only distances that were tried are judged. Inputs in
+        units that differ by factors of 30,000 and more look like inputs that do not span the space. False is no proof
+        either.
         """
-        return self.alpha < 0.9 and self.a > 1e-3 * self.strongest
+        rises = [growth * min(1.0, r) for growth, r in zip(self.growth_by_radius, self.radii, strict=True)]
+        seen = [growth > TINY * self.strongest for growth in self.growth_by_radius]
+        # For a convex loss no rise is smaller than one nearer by.
+        fades = any(seen[i] and rises[j] < rises[i] / 10 for i in range(len(rises)) for j in range(i + 1, len(rises)))
+        if fades or self.a < -TINY * self.strongest:
+            return False
+        weak = self.a <= 1e-3 * self.strongest
+        if weak and self.spread < TINY:
+            return False
+        if self.alpha < 0.9 and self.a > TINY * self.strongest:
+            return True
+        return None if weak else False
 
 
 def labelled(loss: UserLoss, inputs: Callable[[int, torch.Generator], Tensor], noise: float = 1.0) -> Sample:
@@ -105,7 +130,7 @@ def gradient_pac(
         raise ConfigError("gradient_pac: needs two sizes >= 1, radii > 0, draws >= 1, directions >= 0 and k >= 0")
     radii = sorted(radii)
     lengths = np.zeros((len(sizes), draws))
-    strongest = 0.0
+    strongest, spread = 0.0, math.inf
     growth = np.full((len(sizes), len(radii)), math.inf)
     for i, size in enumerate(sizes):
         for draw in range(draws):
@@ -115,6 +140,8 @@ def gradient_pac(
             data = sample(theta, size, source)
             start = loss.value_and_gradient(theta, data)[1]
             lengths[i, draw] = float(start.norm())
+            if size == max(sizes):
+                spread = min(spread, _spread(loss, data))
             for u in _directions(loss, theta, data, start, directions, source):
                 for j, r in enumerate(radii):
                     rise = float(u @ (loss.value_and_gradient(theta + r * u, data)[1] - start))
@@ -122,7 +149,9 @@ def gradient_pac(
                     growth[i, j] = min(growth[i, j], pull)
                     strongest = max(strongest, pull) if j == 0 else strongest
     noise, typical = lengths.max(1), np.median(lengths, axis=1)
-    alpha = float(np.polyfit(np.log(sizes), np.log(np.maximum(typical, 1e-300)), 1)[0])
+    # Where hardly a sample was in doubt there is no noise to speak of, and its logarithm would make up any alpha.
+    least = max(TINY * float(noise.max()), 1e-300)
+    alpha = float(np.polyfit(np.log(sizes), np.log(np.maximum(typical, least)), 1)[0])
     return GradientPAC(
         sizes=tuple(sizes),
         noise=tuple(noise.tolist()),
@@ -131,6 +160,7 @@ def gradient_pac(
         radii=tuple(radii),
         growth_by_radius=tuple(growth.min(0).tolist()),
         strongest=strongest,
+        spread=spread,
         a=float(growth.min()),
         b=float((noise / np.asarray(sizes, dtype=float) ** alpha).max()),
         alpha=alpha,
@@ -148,3 +178,12 @@ def _directions(
     vectors = torch.linalg.eigh((hessian + hessian.T) / 2).eigenvectors
     found += [vectors[:, 0], -vectors[:, 0], vectors[:, -1], -vectors[:, -1]]
     return [u / u.norm() for u in found]
+
+
+def _spread(loss: UserLoss, data: Points) -> float:
+    """How well ``data`` tell directions apart, at the model 0, which is sure of nothing."""
+    # Steps of 1 are no derivatives, but rank is all that matters, and large steps lose the fewest digits.
+    steps = torch.eye(loss.size, dtype=torch.float64)
+    here = loss.value_and_gradient(torch.zeros_like(steps[0]), data)[1]
+    values = torch.linalg.svdvals(torch.stack([loss.value_and_gradient(e, data)[1] - here for e in steps]))
+    return float(values[-1] / values[0]) if values[0] > 0 else 0.0

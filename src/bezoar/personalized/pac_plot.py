@@ -13,13 +13,18 @@ from bezoar.reports.style import GHOST, MUTED, SERIES, Panel, Plot
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
+VERDICTS = {
+    True: "Looks like gradient-PAC.",
+    False: "Does not look like gradient-PAC.",
+    None: "Too few samples to tell: the true model is too sure.",
+}
+
 
 def pac_plot(found: GradientPAC, title: str = "Gradient-PAC, measured") -> Plot:
     """Noise at the true model over the number of samples with its power law, and the pull back over the distance."""
     caption = (
         f"Left: the longest gradient at the true model (grey: the median); line: {found.b:.3g} I^{found.alpha:.2f}. "
-        f"Right: the least pull back per sample; line: A = {found.a:.3g}. "
-        + ("Looks like gradient-PAC." if found.holds else "Does not look like gradient-PAC.")
+        f"Right: the least pull back per sample; line: A = {found.a:.3g}. " + VERDICTS[found.holds]
     )
     panels = (Panel("noise", partial(_noise, found=found)), Panel("pull", partial(_pull, found=found)))
     return Plot("gradient-pac", title, caption, panels, height=2.0)
