@@ -38,4 +38,7 @@ class InnerProduct(UpdateAttack):
 
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
         mean, limit = honest_mean(usable(view)), torch.finfo(view.dtype).max
-        return stack(view, torch.mul(mean, -self.epsilon).clamp(-limit, limit)[None], context.clients)
+        vector = torch.mul(mean, -self.epsilon)
+        # Honest rows that are all infinite stay so; finite ones must not become it.
+        vector = torch.where(torch.isfinite(mean), vector.clamp(-limit, limit), vector)
+        return stack(view, vector[None], context.clients)
