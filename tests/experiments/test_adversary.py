@@ -134,6 +134,14 @@ def test_without_knowledge_of_others_the_attack_is_made_from_the_attackers_own_u
     assert full.rounds[0]["cohort"] == blind.rounds[0]["cohort"] == 20
 
 
+def test_an_attack_that_does_not_fit_the_defence_is_refused_before_the_first_round() -> None:
+    attack = {"kind": "agr-tailored", "objective": "selection"}
+    late = {"count": 60, "start": 9}
+    with pytest.raises(ConfigError, match=r"attack: agr-tailored: objective 'selection' .* Median works"):
+        prepare(tiny(attack=attack, adversary=late, defence={"pipeline": ["median"]}), None, torch.device("cpu"))
+    prepare(tiny(attack=attack, adversary=late, defence={"preset": "krum", "f": 3}), None, torch.device("cpu"))
+
+
 def test_too_little_knowledge_for_an_attack_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"adversary\.knowledge is 'own-data', but 'pgd' needs at least 'model'"):
         tiny(adversary__knowledge="own-data")
@@ -230,7 +238,8 @@ def test_attacks_on_data_do_not_see_more_than_they_know(monkeypatch: pytest.Monk
         spied(attack={"kind": "doubled"}, adversary={"count": 60, "knowledge": level}, rounds=2)
     blind, all_knowing = seen[1], seen[-1]
     assert not blind.weights.any()
-    assert (blind.radius, blind.own, blind.held, blind.server_state) == (float("inf"), None, None, {})
+    assert (blind.radius, blind.own, blind.server_state) == (float("inf"), None, {})
+    assert blind.held is not None
     assert all_knowing.weights.any()
     assert all_knowing.server_state
     assert all_knowing.held is not None

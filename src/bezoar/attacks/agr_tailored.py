@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bezoar.aggregation.base import Aggregate, Pipeline, Rule, check_count
+from bezoar.aggregation.base import Aggregate, Columnwise, Pipeline, Rule, check_count
 from bezoar.aggregation.krum import Krum
 from bezoar.aggregation.multi_krum import MultiKrum
 from bezoar.attacks._directions import Direction, check_direction, spread
@@ -82,6 +82,14 @@ class AGRTailored(UpdateAttack):
         if not 0 < self.tolerance < 1:
             raise ConfigError(f"agr-tailored: tolerance must be above 0 and below 1, got {self.tolerance}")
         check_count("agr-tailored", "sample", self.sample, least=1)
+
+    def check(self, defence: Rule) -> None:
+        end = defence.rule if isinstance(defence, Pipeline) else defence
+        if self.objective == "selection" and isinstance(end, Columnwise):
+            raise ConfigError(
+                f"agr-tailored: objective 'selection' is for rules that select or weigh rows; {end.name} works by "
+                "coordinates: take 'deviation'"
+            )
 
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
         return self.send(view, defence, context).rows

@@ -234,6 +234,9 @@ class UpdateAttack(Attack, ABC):
     #: Whether the attack trains on the attackers' samples, ``AttackContext.own``.
     trains: ClassVar[bool] = False
 
+    def check(self, defence: Rule) -> None:
+        """Raise ``ConfigError`` unless the attack can be made against ``defence``."""
+
     @abstractmethod
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
         """Stack the malicious rows on the honest updates ``view`` (read-only), in the order of client ids."""
@@ -277,7 +280,9 @@ class UpdateAttack(Attack, ABC):
                     f"least {h} + q"
                 )
             context = standalone(view, n, q, seed)
-        sent = self.send(view, Mean() if defence is None else defence, context).rows
+        defence = Mean() if defence is None else defence
+        self.check(defence)
+        sent = self.send(view, defence, context).rows
         malicious = sent.sent()
         return restore(malicious[0]) if single else restore(malicious)
 

@@ -74,7 +74,9 @@ def play_clients(at: Round, memory: Memory, mind: Mind, done: Callable[[str], No
     if isinstance(attack, DataAttack):
         context = _context(at, mind, own, claims)
         done("clients")
-        poisoned = attack.poison(own, masked(context, at.setup.experiment.adversary.knowledge))
+        # Whatever attackers do not know, they hold what they train on.
+        known = masked(context, at.setup.experiment.adversary.knowledge)
+        poisoned = attack.poison(own, replace(known, held=context.held))
         done("attack")
         _check(type(attack).__name__, poisoned.batch, at.attackers)
         claims = (claims + _added(own, poisoned.batch, len(claims))).clamp(min=1)

@@ -115,6 +115,9 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
     weights = flatten(model)
     experiment.defence.server.check(weights.numel())
     _fits(experiment, federation.n, weights)
+    if isinstance(experiment.attack, UpdateAttack) and adversary.knowledge >= Knowledge.DEFENCE:
+        update_attack = experiment.attack
+        _at("attack", lambda: update_attack.check(experiment.defence.pipeline))
     goal = _goal(experiment, dataset, device)
     root = _root(experiment, dataset)
     return Setup(experiment, federation, malicious, sybils, model, weights, Scratch(model), goal, root, device)
