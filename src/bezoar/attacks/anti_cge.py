@@ -57,5 +57,6 @@ class AntiCGE(UpdateAttack):
         norm = float(order.values[len(honest) - dropped].sqrt()) * (1 - margin)
         total = honest_mean(honest.select(kept.sort().values) if len(kept) else honest).double()
         length = total.norm()
-        vector = total * (-norm / length) if length > 0 else total
+        limit = torch.finfo(view.dtype).max
+        vector = (total * (-norm / length) if length > 0 else total).clamp(-limit, limit)
         return Sent(stack(view, vector.to(view.dtype)[None], context.clients), context.state, {"norm": norm})
