@@ -22,6 +22,7 @@ SMALL = {
     "cifar10-cross-silo": {"rounds": 1, "model.width": 4},
     "rules-vs-attacks": {"rounds": 2, "model.hidden": [4]},
     "hospital-mistakes": {"rounds": 2},
+    "adaptive-vs-sparsefed": {"rounds": 2},
     "attack-matrix": {"rounds": 2, "model.hidden": [4]},
     "sybil-virtual-data": {"rounds": 2, "model.hidden": [4]},
 }

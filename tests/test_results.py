@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from bezoar.reports import comparison_table, load, matrix_table
+from bezoar.reports.records import as_comparison
+from bezoar.reports.rows import grid
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(path.parent for path in ROOT.glob("results/*/comparison.json"))
 
 
 def test_there_are_results() -> None:
-    names = ["fashion-mnist-cross-device", "fashion-mnist-long-run", "rules-vs-attacks", "sybil-virtual-data"]
+    names = ["attack-matrix", "fashion-mnist-cross-device", "fashion-mnist-long-run", "rules-vs-attacks"]
+    names.append("sybil-virtual-data")
     assert [folder.name for folder in FOLDERS] == names
 
 
@@ -67,6 +71,23 @@ def test_the_guide_quotes_the_matrix() -> None:
     assert len(rows) == 19
     for row in rows:
         assert f"| {' | '.join(row)} |" in text
+
+
+def test_the_results_page_quotes_the_attack_matrix() -> None:
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    found = grid(as_comparison(load(ROOT / "results" / "attack-matrix")))
+    rows = {(row.labels["attack"], row.labels["defence"]): row for row in found.rows}
+    attacks, defences = found.values["attack"], found.values["defence"]
+    assert (len(attacks), len(defences)) == (25, 8)
+    for attack in attacks:
+        means = [rows[attack, defence].test_accuracy_clean for defence in defences]
+        shown = ["NaN" if e is None or math.isnan(e.mean) else f"{100 * e.mean:.1f}" for e in means]
+        assert f"| {attack} | {' | '.join(shown)} |" in text
+        goals = [rows[attack, defence].attack_accuracy for defence in defences]
+        if goals[0] is not None:
+            assert f"| {attack} | {' | '.join(f'{100 * e.mean:.1f}' for e in goals if e)} |" in text
+    for entry in found.over_attacks:
+        assert f"({entry.worst_test_by})" in text
 
 
 def test_benchmark_page_quotes_the_records_of_the_rules() -> None:
