@@ -17,8 +17,8 @@ FOLDERS = sorted(path.parent for path in ROOT.glob("results/*/comparison.json"))
 
 
 def test_there_are_results() -> None:
-    names = ["attack-matrix", "fashion-mnist-cross-device", "fashion-mnist-long-run", "rules-vs-attacks"]
-    names.append("sybil-virtual-data")
+    names = ["adaptive-vs-sparsefed", "attack-matrix", "fashion-mnist-cross-device", "fashion-mnist-long-run"]
+    names += ["rules-vs-attacks", "sybil-virtual-data"]
     assert [folder.name for folder in FOLDERS] == names
 
 
@@ -71,6 +71,16 @@ def test_the_guide_quotes_the_matrix() -> None:
     assert len(rows) == 19
     for row in rows:
         assert f"| {' | '.join(row)} |" in text
+
+
+def test_the_page_of_algorithms_quotes_the_adaptive_attack() -> None:
+    text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    found = grid(as_comparison(load(ROOT / "results" / "adaptive-vs-sparsefed")))
+    rows = {(row.labels["attack"], row.labels["defence"]): row.attack_accuracy for row in found.rows}
+    for defence in found.values["defence"]:
+        reached = [rows[attack, defence] for attack in ("PGD", "honest", "iterate", "greedy")]
+        shown = [f"{100 * e.mean:.1f}" if e.mean else "0" for e in reached if e]
+        assert f"| {defence.removeprefix('k = ')} | {' | '.join(shown)} |" in text
 
 
 def test_the_results_page_quotes_the_attack_matrix() -> None:
