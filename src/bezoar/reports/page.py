@@ -37,16 +37,17 @@ DEFINITIONS = (
     (
         "Test accuracy",
         "Share of the test points that the model classifies rightly after the final round, never the best round. "
-        "“Without aux” leaves out the attacker's aux points, whose labels the attack tries to flip.",
+        "“Without aux” leaves out the test points whose labels the attack tries to flip, or that attackers train on.",
     ),
     (
         "Attack accuracy",
-        "Share of the attacker's aux points that the model classifies as the attacker wishes, after the final round. "
+        "Share of the attacker's aux points that the model classifies as the attacker wishes, after the final round; for "
+        "backdoors these are all test images that wear the trigger, or the samples of one class. "
         "No value: the run had no targeted attack.",
     ),
     (
         "OIF",
-        "Outsized impact factor: aux points won / (attacker share × training samples that clients hold). 1 means that "
+        "Outsized impact factor: aux points (or backdoored samples) won / (attacker share × training samples that clients hold). 1 means that "
         "the attackers won as many points as their share of the training samples.",
     ),
     (
