@@ -41,14 +41,14 @@ DEFINITIONS = (
     ),
     (
         "Attack accuracy",
-        "Share of the attacker's aux points that the model classifies as the attacker wishes, after the final round; for "
-        "backdoors these are all test images that wear the trigger, or the samples of one class. "
+        "Share of the attacker's aux points that the model classifies as the attacker wishes, after the final round. "
+        "For backdoors these are all test images that wear the trigger, or the samples of one class. "
         "No value: the run had no targeted attack.",
     ),
     (
         "OIF",
-        "Outsized impact factor: aux points (or backdoored samples) won / (attacker share × training samples that clients hold). 1 means that "
-        "the attackers won as many points as their share of the training samples.",
+        "Outsized impact factor: aux points (or backdoored samples) won / (attacker share × training samples that "
+        "clients hold). 1 means that the attackers won as many points as their share of the training samples.",
     ),
     (
         "ℓ1 and ℓ2 distance",
