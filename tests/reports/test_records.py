@@ -119,3 +119,10 @@ def test_missing_and_unfinished_cells(tmp_path: Path) -> None:
     comparison = load(write_comparison(tmp_path, ["defence", "seed"], cells))
     assert isinstance(comparison, Comparison)
     assert [cell.state for cell in comparison.cells] == ["finished", "missing", "unfinished"]
+
+
+def test_a_personalised_run_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    (tmp_path / "experiment.toml").write_text('kind = "personalized"\n')
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(RecordsError, match="a personalised run has no page"):
+        load(tmp_path)

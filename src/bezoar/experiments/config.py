@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 
 import tomlkit
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -53,6 +54,14 @@ def _field(registry: Registry[Any]) -> tuple[PlainValidator, PlainSerializer]:
     return PlainValidator(registry.build), PlainSerializer(registry.table)
 
 
+def _dataset(name: str) -> str:
+    if name not in DATASETS:
+        raise ConfigError(f"unknown data set {name!r}; {nearest(name, DATASETS)}")
+    return name
+
+
+#: The name of a registered data set.
+DatasetName = Annotated[str, AfterValidator(_dataset)]
 PartitionField = Annotated[Partition, *_field(PARTITIONS)]
 SamplingField = Annotated[Sampling, *_field(SAMPLINGS)]
 ClientsField = Annotated[Clients, PlainValidator(CLIENTS.build), PlainSerializer(clients_table)]
@@ -84,16 +93,9 @@ class Data(Settings):
     ``dataset`` is a registered name; ``augment`` turns on its training augmentation (CIFAR).
     """
 
-    dataset: str
+    dataset: DatasetName
     partition: PartitionField
     augment: bool = False
-
-    @field_validator("dataset")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in DATASETS:
-            raise ConfigError(f"unknown data set {name!r}; {nearest(name, DATASETS)}")
-        return name
 
 
 class Model(BaseModel):

@@ -18,10 +18,10 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, fi
 from torch import Tensor
 
 from bezoar.attacks.gradient_to_data import GRADIENT_TO_DATA, Equiprobable, GradientToData, Points
-from bezoar.data import DATASETS, load
-from bezoar.errors import BezoarError, ConfigError, nearest
+from bezoar.data import load
+from bezoar.errors import BezoarError, ConfigError
 from bezoar.experiments import environment
-from bezoar.experiments.config import Model, Settings, explain, read_toml
+from bezoar.experiments.config import DatasetName, Model, Settings, explain, read_toml
 from bezoar.experiments.records import CONFIG, METRICS, SUMMARY, guarded, plain, write_atomically, write_summary
 from bezoar.models import make_model
 from bezoar.personalized.attacks import GradientAttack, Malicious, ModelAttack
@@ -45,17 +45,10 @@ class Data(Settings):
     ``normalise=false`` leaves inputs in [0, 1].
     """
 
-    dataset: str
+    dataset: DatasetName
     users: int = Field(10, ge=1)
     samples: int = Field(6000, ge=1)
     normalise: bool = False
-
-    @field_validator("dataset")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in DATASETS:
-            raise ConfigError(f"unknown data set {name!r}; {nearest(name, DATASETS)}")
-        return name
 
 
 class Training(Settings):

@@ -203,6 +203,9 @@ def load_run(path: Path) -> Run | None:
     names = ("experiment.toml", "metrics.jsonl", "summary.json")
     if not any((path / name).is_file() for name in names):
         return None
+    text = _settings_text(path / "experiment.toml")
+    if tomllib.loads(text).get("kind") == "personalized":
+        raise RecordsError(f"{path}: a personalised run has no page; its figures are in summary.json")
     metrics = _json_lines(path / "metrics.jsonl")
     # A run that was resumed may have written a round twice; the later line is the one that counts.
     rounds = {o["round"]: _round(o) for o in metrics if o.get("kind") == "round"}
@@ -210,7 +213,7 @@ def load_run(path: Path) -> Run | None:
     timings = {o["round"]: _timing(o) for o in _json_lines(path / "timings.jsonl")}
     return Run(
         path=path,
-        settings_text=_settings_text(path / "experiment.toml"),
+        settings_text=text,
         rounds=tuple(rounds[key] for key in sorted(rounds)),
         evaluations=tuple(evaluations[key] for key in sorted(evaluations)),
         timings=tuple(timings[key] for key in sorted(timings)),
