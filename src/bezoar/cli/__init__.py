@@ -1,0 +1,42 @@
+"""The command line: run, compare, report, list.
+
+A command lives in a module of its own, which this one imports so that it is registered.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from bezoar.cli import catalogue, experiments
+from bezoar.cli.app import app
+from bezoar.errors import BezoarError, ConfigError
+
+__all__ = ["app", "catalogue", "experiments", "main"]
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    typer.echo(f"bezoar: {message}", err=True)
+    sys.exit(status)
+
+
+def main() -> None:
+    """Entry point: errors are one line, wrong use exits with 2, other failures with 1, Ctrl-C with 130."""
+    try:
+        app()
+    except ConfigError as error:
+        _stop(str(error), 2)
+    except BezoarError as error:
+        from bezoar.experiments.run import Interrupted
+
+        _stop(str(error), 130 if isinstance(error, Interrupted) else 1)
+    except KeyboardInterrupt:
+        _stop("stopped", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _stop(f"{error.filename or ''}: {error.strerror}".lstrip(": "), 1)
