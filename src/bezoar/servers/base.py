@@ -55,3 +55,18 @@ def check_momentum(owner: str, momentum: float) -> None:
     """Raise unless 0 <= momentum < 1."""
     if not 0 <= momentum < 1:
         raise ConfigError(f"{owner}: momentum must be at least 0 and below 1, got {momentum}")
+
+
+def share_or_count(owner: str, name: str, value: int | str, d: int) -> int:
+    """How many of d ``value`` means: a count, or a share such as ``"1%"``, rounded to the nearest count, at least 1."""
+    if isinstance(value, str):
+        try:
+            share = float(value.removesuffix("%")) / 100
+        except ValueError:
+            share = -1.0
+        if not value.endswith("%") or not 0 < share <= 1:
+            raise ConfigError(f'{owner}: {name} must be a count or a share such as "1%", got {value!r}')
+        return max(1, round(share * d))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{owner}: {name} must be at least 1, got {value!r}")
+    return value

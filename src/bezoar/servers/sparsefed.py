@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bezoar.errors import ConfigError
 from bezoar.kernels.topk import top_k
-from bezoar.servers.base import Server, State, Step, check_momentum
+from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,7 @@ class SparseFed(Server):
 
     def count(self, d: int) -> int:
         """How many of d coordinates ``k`` means: a share is rounded to the nearest count, at least 1."""
-        if isinstance(self.k, str):
-            try:
-                share = float(self.k.removesuffix("%")) / 100
-            except ValueError:
-                share = -1.0
-            if not self.k.endswith("%") or not 0 < share <= 1:
-                raise ConfigError(f'SparseFed: k must be a count or a share such as "1%", got {self.k!r}')
-            return max(1, round(share * d))
-        if isinstance(self.k, bool) or self.k < 1:
-            raise ConfigError(f"SparseFed: k must be at least 1, got {self.k!r}")
-        return self.k
+        return share_or_count("SparseFed", "k", self.k, d)
 
     def check(self, d: int) -> None:
         if self.count(d) > d:
