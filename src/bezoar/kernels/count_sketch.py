@@ -188,20 +188,22 @@ class CountSketch:
         """Whole blocks by slices; each row adds them from the left, so that threads change no bit."""
         plan, width, columns = self._plan, self.width, self.columns
         values = _patterned(vector.detach().contiguous().numpy(), plan.pattern)
-        # Blocks that would wrap around go beyond the end first.
-        table = np.zeros((self.rows, columns + width), dtype=values.dtype)
+        table = np.zeros((self.rows, columns), dtype=values.dtype)
 
         def work(first: int, last: int) -> None:
             for row in range(first, last):
                 cells, starts, positive = table[row], plan.starts[row].tolist(), (plan.signs[row] > 0).tolist()
                 for block, (start, plus) in enumerate(zip(starts, positive, strict=True)):
                     what = values[block * width : (block + 1) * width]
+                    add, left = np.add if plus else np.subtract, columns - start
                     where = cells[start : start + len(what)]
-                    (np.add if plus else np.subtract)(where, what, out=where)
-                cells[:width] += cells[columns:]
+                    add(where, what[:left], out=where)
+                    if left < len(what):
+                        where = cells[: len(what) - left]
+                        add(where, what[left:], out=where)
 
         in_threads(lambda: work, self.rows, 1)
-        return torch.from_numpy(table[:, :columns].copy())
+        return torch.from_numpy(table)
 
     def _estimate_blocks(self, table: Tensor) -> Tensor:
         plan, width, rows = self._plan, self.width, self.rows
