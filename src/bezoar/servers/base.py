@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
+from bezoar.servers.traffic import Traffic, dense
 
 State = Mapping[str, Tensor]
 
@@ -45,6 +46,14 @@ class Server(ABC):
 
     def check(self, d: int) -> None:  # noqa: B027 - most servers fit every model
         """Raise ``ConfigError`` unless the parameters fit a model of d parameters."""
+
+    def traffic(self, d: int) -> Traffic:
+        """Bytes that a client sends and fetches in a round, for a model of d parameters: all of it both ways.
+
+        Servers whose steps are sparse say how much one step is: then every client fetches exactly what has moved
+        since it last took part (see :mod:`bezoar.servers.traffic`).
+        """
+        return Traffic(up=dense(d), down=dense(d))
 
     @abstractmethod
     def step(self, aggregate: Tensor, lr: float, state: State) -> Step:

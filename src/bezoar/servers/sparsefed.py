@@ -11,6 +11,7 @@ from torch import Tensor
 from bezoar.errors import ConfigError
 from bezoar.kernels.topk import top_k
 from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
+from bezoar.servers.traffic import Traffic, dense, sparse
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class SparseFed(Server):
     def check(self, d: int) -> None:
         if self.count(d) > d:
             raise ConfigError(f"SparseFed: k={self.k} is more than the model's {d} parameters")
+
+    def traffic(self, d: int) -> Traffic:
+        return Traffic(up=dense(d), down=sparse(self.count(d), d))
 
     def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
         d = len(aggregate)
