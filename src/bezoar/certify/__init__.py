@@ -1,10 +1,11 @@
-"""What can be promised: robustness constants of rules and pipelines, and what nobody can promise.
+"""What can be promised: robustness constants of rules and pipelines, the choice of k, and what nobody can promise.
 
 >>> from bezoar.aggregation import TrimmedMean
 >>> kappa(TrimmedMean(f=3), n=9)
 1.0
 """
 
+from bezoar.certify.choose_k import LossCurve, choose_k, loss_curve
 from bezoar.certify.constants import breakdown, constants, kappa
 from bezoar.certify.lower_bound import (
     Dilemma,
@@ -17,12 +18,15 @@ from bezoar.certify.lower_bound import (
 
 __all__ = [
     "Dilemma",
+    "LossCurve",
     "aggregation_floor",
     "breakdown",
+    "choose_k",
     "constants",
     "dilemma",
     "dissimilarity",
     "kappa",
     "learnable",
     "learning_floor",
+    "loss_curve",
 ]
