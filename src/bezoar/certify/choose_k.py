@@ -147,12 +147,12 @@ def _sort(vector: Any, number: int) -> npt.NDArray[Any]:
     values = np.asarray(vector)
     if values.ndim != 1 or len(values) == 0 or values.dtype.kind not in "fiu":
         raise ConfigError(f"vector {number} must be a vector of numbers, got {values.dtype} {list(values.shape)}")
-    values = np.abs(values if values.dtype in (np.float32, np.float64) else values.astype(np.float64))
+    sizes: npt.NDArray[Any] = np.abs(values if values.dtype in (np.float32, np.float64) else values.astype(np.float64))
     # Numbers >= 0 are in the order of their bits, which sort faster; NaN comes last, after infinity.
-    values.view(np.int32 if values.dtype == np.float32 else np.int64).sort()
-    if not np.isfinite(values[-1]):
+    sizes.view(np.int32 if sizes.dtype == np.float32 else np.int64).sort()
+    if not np.isfinite(sizes[-1]):
         raise ConfigError(f"vector {number} holds NaN or infinity")
-    return values
+    return sizes
 
 
 def _add_sums(ordered: npt.NDArray[Any], total: Floats, relative: bool) -> None:

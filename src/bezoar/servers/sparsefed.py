@@ -62,9 +62,12 @@ class SparseFed(Server):
     def traffic(self, d: int) -> Traffic:
         return Traffic(up=dense(d), down=sparse(self.count(d), d))
 
-    def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
-        d = len(aggregate)
-        self.check(d)
+    def entering(self, aggregate: Tensor, lr: float, state: State) -> Tensor:
+        """The vector W [d] of which :meth:`step` would move the k largest entries; nothing is changed."""
+        return self._memory(aggregate, lr, state)[1]
+
+    def _memory(self, aggregate: Tensor, lr: float, state: State) -> tuple[Tensor, Tensor]:
+        """R and W [d] before anything moves, as tensors of their own."""
         entering = lr * aggregate if self.lr_placement == "inside-momentum" else aggregate
         last = state.get("momentum")
         momentum = entering.clone() if last is None else torch.add(entering, last, alpha=self.momentum)
@@ -72,6 +75,12 @@ class SparseFed(Server):
         scale = lr if self.lr_placement == "inside" else 1.0
         remembered = state.get("error")
         error = scale * fed if remembered is None else torch.add(remembered, fed, alpha=scale)
+        return momentum, error
+
+    def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
+        d = len(aggregate)
+        self.check(d)
+        momentum, error = self._memory(aggregate, lr, state)
         index = top_k(error, self.count(d))
         moved = error[index]
         error[index] = 0
