@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bezoar.servers import SGD, SparseFed, Traffic
+from bezoar.servers import SGD, FetchSGD, SparseFed, Traffic
 from bezoar.servers.traffic import dense, fetch_, move_, open_ledger, sparse
 
 
@@ -20,6 +20,10 @@ def test_dense_both_ways_by_default() -> None:
 @pytest.mark.parametrize(("k", "down"), [(1, 8), (4, 32), (5, 40), (10, 40), ("30%", 24)])
 def test_sparsefed_fetches_pairs_or_the_model(k: int | str, down: int) -> None:
     assert SparseFed(k=k).traffic(10) == Traffic(up=40, down=down)
+
+
+def test_fetchsgd_sends_its_cells() -> None:
+    assert FetchSGD(k=2, rows=3, columns=2).traffic(10) == Traffic(up=4 * 3 * 2, down=16)
 
 
 #: d, clients, and rounds: a cohort and the coordinates that move (None: the round is skipped, "all": a dense step).

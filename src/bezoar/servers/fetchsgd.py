@@ -11,6 +11,7 @@ from torch import Tensor
 from bezoar.errors import ConfigError
 from bezoar.kernels.count_sketch import CountSketch
 from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
+from bezoar.servers.traffic import Traffic, dense, sparse
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ class FetchSGD(Server):
     def cells(self, d: int) -> int:
         """r c, the numbers that a client sends instead of d."""
         return self.sketch(d).cells
+
+    def traffic(self, d: int) -> Traffic:
+        return Traffic(up=dense(self.cells(d)), down=sparse(self.count(d), d))
 
     def check(self, d: int) -> None:
         if self.count(d) > d:
