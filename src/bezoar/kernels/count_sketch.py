@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bezoar.errors import ConfigError
 from bezoar.kernels.threads import in_threads
-from bezoar.kernels.topk import top_k
+from bezoar.kernels.topk import take, top_k
 from bezoar.seeding import numpy_generator
 
 Array = NDArray[Any]
@@ -166,7 +166,7 @@ class CountSketch:
         """
         estimate = self.estimate(table)
         index = top_k(estimate, k)
-        return index, estimate[index]
+        return index, take(estimate, index)
 
     def _check(self, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
         if tuple(value.shape) != shape or value.dtype not in (torch.float32, torch.float64):
