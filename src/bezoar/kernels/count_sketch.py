@@ -136,9 +136,11 @@ class CountSketch:
 
     def places(self, index: Tensor) -> Tensor:
         """The columns at which the coordinates ``index`` [k] are kept in every row: int64 [r, k]."""
-        starts = torch.from_numpy(self._plan.starts).to(index.device)
-        block, within = index // self.width, index % self.width
-        return (starts[:, block] + within) % self.columns
+        starts = self._plan.starts
+        if index.device.type == "cpu":
+            return torch.from_numpy(self._places(starts, index.numpy()))
+        found: Tensor = self._places(torch.from_numpy(starts).to(index.device), index)
+        return found
 
     def signs(self, index: Tensor) -> Tensor:
         """The signs of the coordinates ``index`` [k] in every row: int8 [r, k]."""
@@ -167,6 +169,9 @@ class CountSketch:
         estimate = self.estimate(table)
         index = top_k(estimate, k)
         return index, take(estimate, index)
+
+    def _places(self, starts: Any, index: Any) -> Any:
+        return (starts[:, index // self.width] + index % self.width) % self.columns
 
     def _check(self, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
         if tuple(value.shape) != shape or value.dtype not in (torch.float32, torch.float64):

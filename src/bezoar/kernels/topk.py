@@ -37,7 +37,7 @@ def top_k(values: Tensor, k: int) -> Tensor:
     >>> top_k(torch.tensor([1.0, -3.0, 2.0, 3.0]), 2)
     tensor([1, 3])
     """
-    return top_k_filled(values, k, lambda start, stop: None, lambda places: values[places])
+    return top_k_filled(values, k, lambda start, stop: None, lambda places: take(values, places))
 
 
 def top_k_filled(values: Tensor, k: int, fill: Fill, at: Callable[[Tensor], Tensor]) -> Tensor:
