@@ -139,7 +139,7 @@ def _ratios(reference: Timing, mine: Timing) -> tuple[float, float, float]:
 def steps(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """SparseFed's step for all kinds of aggregates and every k."""
     rows, figures = [], {}
-    for kind in KINDS:
+    for kind in chosen.kinds:
         vector = aggregate(kind, chosen.d, device)
         for k in chosen.k:
             subjects = {"bezoar": stepper(SparseFed(k=k), vector), "plain torch": plain_sparsefed(vector, k)}
@@ -157,7 +157,7 @@ def sketches(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]
     ours = CountSketch(chosen.d, chosen.rows, chosen.columns)
     plain = PlainSketch(chosen.d, chosen.rows, chosen.columns, device)
     rows, figures = [], {}
-    for kind in KINDS:
+    for kind in chosen.kinds:
         for case, subjects in sketch_cases(ours, plain, aggregate(kind, chosen.d, device), chosen.sketch_k).items():
             name = f"{kind}: {case}"
             lines, figures[name] = compare(name, subjects, chosen.repeats, device)
@@ -182,6 +182,7 @@ def sketch_cases(ours: CountSketch, plain: PlainSketch, vector: Tensor, k: int) 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of aggregates")
     parser.add_argument("--d", type=int, default=6_568_640, help="parameters (default: ResNet9's)")
     parser.add_argument("--k", type=int, nargs="+", default=[1_000, 50_000, 400_000])
     parser.add_argument("--rows", type=int, default=5)

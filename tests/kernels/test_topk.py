@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bezoar.errors import DivergedError
 from bezoar.kernels import topk
-from bezoar.kernels.topk import SAMPLE, clear_, take, top_k, top_k_filled
+from bezoar.kernels.topk import SAMPLE, clear_, scaled, take, top_k, top_k_filled
 
 
 def oracle(values: torch.Tensor, k: int) -> list[int]:
@@ -106,6 +106,8 @@ def test_entries_are_taken_and_cleared() -> None:
         assert taken.tolist() == [2, 5, 9]
         clear_(values, index)
         assert values.tolist() == [0, 1, 0, 3, 4, 0, 6, 7, 8, 0]
+        assert scaled(taken, 0.3).dtype == dtype
+        assert torch.equal(scaled(taken, 0.3), 0.3 * taken)
         assert taken.tolist() == [2, 5, 9]
 
 

@@ -85,6 +85,13 @@ def clear_(values: Tensor, index: Tensor) -> None:
         values.index_fill_(0, index, 0.0)
 
 
+def scaled(values: Tensor, factor: float) -> Tensor:
+    """``factor * values``, likewise."""
+    return (
+        torch.from_numpy(values.numpy() * values.numpy().dtype.type(factor)) if _in_numpy(values) else factor * values
+    )
+
+
 def _in_numpy(values: Tensor) -> bool:
     return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
 

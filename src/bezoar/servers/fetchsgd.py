@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bezoar.errors import ConfigError
 from bezoar.kernels.count_sketch import CountSketch
-from bezoar.kernels.topk import clear_
+from bezoar.kernels.topk import clear_, scaled
 from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
 from bezoar.servers.traffic import Traffic, dense, sparse
 
@@ -105,7 +105,7 @@ class FetchSGD(Server):
             error -= sketch.insert_at(index, moved)
         if self.masking == "zero":
             _clear(momentum, places)
-        step = lr * moved if self.lr_placement == "outside" else moved
+        step = scaled(moved, lr) if self.lr_placement == "outside" else moved
         return Step(step, index, {"momentum": momentum, "error": error})
 
 

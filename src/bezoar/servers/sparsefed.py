@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
-from bezoar.kernels.topk import clear_, take, top_k_filled
+from bezoar.kernels.topk import clear_, scaled, take, top_k_filled
 from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
 from bezoar.servers.traffic import Traffic, dense, sparse
 
@@ -113,5 +113,5 @@ class SparseFed(Server):
             clear_(momentum, index)
         elif self.masking == "subtract":
             momentum[index] -= moved
-        step = lr * moved if self.lr_placement == "outside" else moved
+        step = scaled(moved, lr) if self.lr_placement == "outside" else moved
         return Step(step, index, {"momentum": momentum, "error": error})
