@@ -200,3 +200,40 @@ def test_tables_round_trip() -> None:
         assert SERVERS.build(SERVERS.table(server)) == server
     for schedule in (Constant(0.1), Triangular(0.2), PiecewiseLinear(((0.0, 0.0), (1.0, 1.0))), Cosine(0.1)):
         assert SCHEDULES.build(SCHEDULES.table(schedule)) == schedule
+
+
+def written_out(updates: list[torch.Tensor], rates: list[float], k: int, options: dict[str, Any]) -> torch.Tensor:
+    """The algorithm on whole vectors, one line a line of the paper."""
+    model, momentum, error = (torch.zeros_like(updates[0]) for _ in range(3))
+    placement = options.get("lr_placement", "outside")
+    for u, lr in zip(updates, rates, strict=True):
+        entering = lr * u if placement == "inside-momentum" else u
+        momentum = torch.add(entering, momentum, alpha=0.9)
+        fed = entering if options.get("error_input") == "update" else momentum
+        error = torch.add(error, fed, alpha=lr if placement == "inside" else 1.0)
+        index = torch.sort(error.abs(), descending=True, stable=True).indices[:k]
+        moved = error[index]
+        model[index] -= lr * moved if placement == "outside" else moved
+        error[index] = 0
+        masking = options.get("masking", "zero")
+        momentum[index] = momentum[index] - moved if masking == "subtract" else momentum[index] * (masking == "none")
+    return model
+
+
+@pytest.mark.parametrize("options", READINGS, ids=str)
+@pytest.mark.parametrize("kind", ["normal", "tied", "constant"])
+def test_long_vectors_bit_by_bit(options: dict[str, Any], kind: str) -> None:
+    # Long enough for a sampled threshold and several chunks, with an odd end.
+    d, draws = 5 * 32768 + 11, torch.Generator().manual_seed(0)
+    updates = [torch.randn(d, generator=draws) for _ in range(3)]
+    if kind == "tied":
+        updates = [(2 * u).round() for u in updates]
+    elif kind == "constant":
+        updates = [torch.ones(d) for _ in updates]
+    rates, state, model = [0.3, 0.2, 0.1], {}, torch.zeros(d)
+    server = SparseFed(k=2000, **options)
+    for u, lr in zip(updates, rates, strict=True):
+        step = server.step(u, lr, state)
+        step.apply_(model)
+        state = dict(step.state)
+    assert torch.equal(model, written_out(updates, rates, 2000, options))
