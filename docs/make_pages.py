@@ -81,8 +81,8 @@ such a protocol, and the tests compute every part that claims sums through an in
 - **sums of groups**: the server learns the sums of small groups; what follows is done to the groups' means.
 - **single updates**: the rule asks for more. What it asks of them is in the last column.
 
-The last column says as well what honest computation by the clients stands for. Today nothing enforces it: see
-below.
+Where sums suffice, clients compute, and attackers compute what they like: the last column says what would have to be
+proved of what they send for the rule to be the rule. Nothing enforces it here; see the end of this page.
 """
 
 SUMS_SERVERS = """## Servers, noise and presets
