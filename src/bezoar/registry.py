@@ -34,7 +34,7 @@ class Entry:
 
 
 #: The labelled lines of a part's docstring, in the order in which they are shown.
-LABELS = ("Tolerates", "Knows", "Cost", "Constant", "Peers", "Reference")
+LABELS = ("Tolerates", "Knows", "Sums", "Cost", "Constant", "Peers", "Reference")
 
 
 def card(part: type[Any]) -> dict[str, str]:

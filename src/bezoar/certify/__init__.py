@@ -7,6 +7,7 @@
 
 from bezoar.certify.choose_k import LossCurve, choose_k, loss_curve
 from bezoar.certify.constants import breakdown, constants, kappa
+from bezoar.certify.convergence import contraction, ef_sgd_bound, ef_sgd_lr
 from bezoar.certify.lower_bound import (
     Dilemma,
     aggregation_floor,
@@ -23,8 +24,11 @@ __all__ = [
     "breakdown",
     "choose_k",
     "constants",
+    "contraction",
     "dilemma",
     "dissimilarity",
+    "ef_sgd_bound",
+    "ef_sgd_lr",
     "kappa",
     "learnable",
     "learning_floor",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bezoar.aggregation import Clip, Pipeline, Rule, pipeline, pipeline_tables
+from bezoar.aggregation import Clip, Pipeline, Rule, Sums, pipeline, pipeline_tables
 from bezoar.aggregation.noise import POSTS, Post
 from bezoar.errors import ConfigError, nearest
 from bezoar.servers import SERVERS, SGD, Server
@@ -38,6 +38,14 @@ class Defence:
     def __post_init__(self) -> None:
         if isinstance(self.root_samples, bool) or not isinstance(self.root_samples, int) or self.root_samples < 1:
             raise ConfigError(f"root_samples must be a whole number >= 1, got {self.root_samples!r}")
+
+    @property
+    def sums(self) -> Sums | None:
+        """What sums of the clients' vectors suffice; None: the server must see single updates (see docs).
+
+        Servers and noise work on the aggregate alone, so the pipeline decides.
+        """
+        return self.pipeline.sums
 
     def radius(self, lr: float) -> float:
         """The smallest clipping radius of the pipeline in a round with learning rate ``lr``; infinity without one."""
