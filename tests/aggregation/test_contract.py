@@ -83,11 +83,11 @@ TABLE: dict[str, list[Rule]] = {
     "nnm": [NNM(f=BAD) >> TrimmedMean(f=BAD), ARC(f=BAD) >> NNM(f=BAD) >> Median()],
     "bucketing": [Bucketing(s=2) >> TrimmedMean(f=BAD), Bucketing(s=2, seed=1) >> Median()],
     "mean": [Mean(), Mean(weighted=True, cap=0.3)],
-    "median": [Median()],
+    "median": [Median(), Median(variant="lower")],
     "trimmed-mean": [TrimmedMean(f=BAD), TrimmedMean(f=BAD, weighted=True)],
     "mea-med": [MeaMed(f=BAD)],
     "sign-vote": [SignVote(), SignVote(scale=0.1)],
-    "krum": [Krum(f=BAD), Krum(f=BAD, variant="byzfl"), Krum(f=BAD, variant="sparsefed")],
+    "krum": [Krum(f=BAD), *(Krum(f=BAD, variant=v) for v in ("byzfl", "sparsefed", "code-2021-05"))],  # type: ignore[arg-type]
     "multi-krum": [MultiKrum(f=BAD), MultiKrum(f=BAD, m=4, variant="byzfl")],
     "bulyan": [Bulyan(f=BAD), Bulyan(f=BAD, variant="sparsefed")],
     "geometric-median": [GeometricMedian(), GeometricMedian(weighted=True)],

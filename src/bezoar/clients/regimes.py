@@ -218,12 +218,4 @@ class LocalSGD(Clients):
         return lr
 
 
-def clients_table(clients: Clients) -> dict[str, Any]:
-    """The table that describes ``clients``; its hash is that of a time with fewer parameters, where those suffice."""
-    table = CLIENTS.table(clients)
-    kind = type(clients)
-    defaults = {spec.name: spec.default for spec in fields(kind) if spec.name in kind.added}
-    return {key: value for key, value in table.items() if key not in defaults or value != defaults[key]}
-
-
 CLIENTS: Registry[Clients] = Registry("clients' regime", {"gradient": Gradient, "local": LocalSGD})

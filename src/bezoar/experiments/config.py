@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticSerializationError
 
 from bezoar.attacks import ATTACKS, Attack, Knowledge, UpdateAttack
-from bezoar.clients import CLIENTS, Clients, Gradient, clients_table
+from bezoar.clients import CLIENTS, Clients, Gradient
 from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS, Partition, Sampling
 from bezoar.errors import ConfigError, nearest
 from bezoar.experiments.defence import Defence, defence
@@ -64,7 +64,7 @@ def _dataset(name: str) -> str:
 DatasetName = Annotated[str, AfterValidator(_dataset)]
 PartitionField = Annotated[Partition, *_field(PARTITIONS)]
 SamplingField = Annotated[Sampling, *_field(SAMPLINGS)]
-ClientsField = Annotated[Clients, PlainValidator(CLIENTS.build), PlainSerializer(clients_table)]
+ClientsField = Annotated[Clients, *_field(CLIENTS)]
 ScheduleField = Annotated[Schedule, *_field(SCHEDULES)]
 DefenceField = Annotated[Defence, PlainValidator(defence), PlainSerializer(Defence.table)]
 AttackField = Annotated[
