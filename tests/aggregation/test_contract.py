@@ -900,8 +900,8 @@ def test_few_rows(rule: Rule) -> None:
             assert set(range(n - spoilt, n)) <= set(ask(fitting, unusable).excluded)
         if n == 1 and smallest.get(0) == 1:
             near(ask(with_f(rule, 0), distinct).vector, agreed(rule, distinct[0]), 0.01)
-    # Without bad rows one or, where a definition needs neighbours, three or four rows are enough.
-    assert smallest[0] <= 4
+    # Without bad rows one or, where a definition needs neighbours, three to five rows are enough.
+    assert smallest[0] <= (5 if getattr(rule, "variant", "") == "code-2021-05" else 4)
     assert all(part.largest_f(smallest[0]) >= 0 for part in parts_of(with_f(rule, 0)))
 
 

@@ -73,7 +73,7 @@ BROKEN = torch.tensor([[1.0, 5.0], [2.0, 4.0], [3.0, 9.0], [7.0, 7.0]], dtype=to
 
 
 def test_trimmed_mean_of_the_code_is_one_number_for_all_coordinates() -> None:
-    # Clients 1 and 2 are left: (2 + 4 + 3 + 9) / 4 = 4.5 in both coordinates; sorting along coordinates changes nothing.
+    # Clients 1 and 2 are left: (2 + 4 + 3 + 9) / 4 = 4.5 in both coordinates; sorting rows changes nothing.
     assert TrimmedMean(f=1, variant="code-2021-05")(BROKEN).tolist() == [4.5, 4.5]
     assert TrimmedMean(f=1)(BROKEN).tolist() == [2.5, 6.0]
     as_written = np.sort(BROKEN.numpy())[1:-1].mean()
@@ -126,7 +126,8 @@ def test_bulyan_as_it_is_printed_by_hand() -> None:
     # f = 1, n = 7: five picks, of which the smallest and the largest are trimmed.
     values = column(0, 1, 2, 4, 8, 16, 100)
     # Sums over the r - 4 nearest. r = 7: 0: 1+2+4=7; 1: 1+1+3=5; 2: 1+2+2=5; 4: 2+3+4=9; ... -> 1 (row 1).
-    # r = 6, two nearest: 0: 2+4; 2: 2+2; 4: 2+4; -> 2. r = 5, one: 0: 4; 4: 4; 8: 4; -> 0. r = 4: none counts -> 4, then 8.
+    # r = 6, two nearest: 0: 2+4; 2: 2+2; 4: 2+4; -> 2. r = 5, one: 0: 4; 4: 4; 8: 4; -> 0.
+    # r = 4: none counts -> 4, then 8.
     answer = Bulyan(f=1, variant="sparsefed").aggregate(values)
     assert answer.selected is not None
     assert values[answer.selected].flatten().tolist() == [0, 1, 2, 4, 8]

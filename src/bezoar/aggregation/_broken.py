@@ -30,7 +30,7 @@ def one_number(rows: Updates, kept: Tensor) -> Tensor:
     ``torch.stack(rows).sort()[0][f:-f].mean()`` sorts every row along its coordinates, which changes no mean, and then
     drops rows by their place.
     """
-    n, d = rows.shape
+    _, d = rows.shape
     ones = torch.ones(d, dtype=rows.dtype, device=rows.device)
     mean = float(rows.dot(ones)[kept.to(rows.device)].mean()) / d
     return ones * mean

@@ -27,14 +27,13 @@ class Bulyan(Rule):
     With r rows left, Krum counts max(1, r-f-2) nearest others; where that is one (last picks with f <= 2), rows nearest
     to each other always tie. Ties go to the lowest row, and of two values at the same
     distance below and above the median to the lower one. ``variant="sparsefed"`` is what Panda et al. print: Krum as
-    their Algorithm 8 has it (the r-f-3 nearest others, unsquared; where that is none, last picks with f = 1, the lowest
-    row), and the trimmed mean of the picked, f values off each end; their code of 2021-08 does the same. With f = 0 both
-    are the mean.
+    their Algorithm 8 has it (the r-f-3 nearest others, unsquared; where that is none, the lowest row), and the trimmed
+    mean of the picked, f values off each end; their code of 2021-08 does the same. With f = 0 both are the mean.
 
     Two variants are broken, for reproduction only: ``"code-2021-05"`` and ``"code-2021-06"`` are what two earlier
-    revisions of that code run. They pick by r-4 (r-f-3) nearest others, unsquared, put the picked rows into the order of
-    their picks, drop the first f and the last f of these *rows*, and return ONE number, the mean of all that is left,
-    in every coordinate. f = 0 leaves nothing there and is refused.
+    revisions of that code run. They pick by the r-4 (r-f-3) nearest others, unsquared, put the picked rows into the order
+    of their picks, drop the first f and the last f of these *rows*, and return ONE number, the mean of all that is
+    left, in every coordinate. f = 0 leaves nothing there and is refused.
 
     Tolerates: f <= (n-3)/4.
     Cost: one Gram matrix, O(n^2 d), n-2f picks of O(n^2) and a sort of every column.

@@ -58,8 +58,9 @@ class Krum(Weighting):
     printed); ``"code-2021-05"`` counts n-4 others, unsquared, whatever f is, and needs n >= 5 (the code of the same
     authors, all revisions). Ties go to the lowest row.
 
-    Tolerates: f <= (n-3)/2 ("blanchard", "code-2021-05", there also n-5), (n-1)/2 ("byzfl"). "sparsefed" accepts f <= n-4 but withstands no more
-        than (n-3)/2 bad rows: with a larger f so few others count that as many copies of one row win.
+    Tolerates: f <= (n-3)/2 ("blanchard", and "code-2021-05" if f <= n-5), (n-1)/2 ("byzfl"). "sparsefed" accepts
+        f <= n-4 but withstands no more than (n-3)/2 bad rows: with a larger f so few others count that as many copies
+        of one row win.
     Cost: one Gram matrix, O(n^2 d).
     Constant: 6 (1 + f/(n-2f)), published for "byzfl"; none known for the others.
     Peers: ByzFL counts n-f-1 others (variant "byzfl"); Blades sums fourth powers over n-f-2; FLPoison sums unsquared
