@@ -31,9 +31,9 @@ class Bulyan(Rule):
     mean of the picked, f values off each end; their code of 2021-08 does the same. With f = 0 both are the mean.
 
     Two variants are broken, for reproduction only: ``"code-2021-05"`` and ``"code-2021-06"`` are what two earlier
-    revisions of that code run. They pick by the r-4 (r-f-3) nearest others, unsquared, put the picked rows into the order
-    of their picks, drop the first f and the last f of these *rows*, and return ONE number, the mean of all that is
-    left, in every coordinate. f = 0 leaves nothing there and is refused.
+    revisions of that code run. They pick by the r-4 (r-f-3) nearest others, unsquared, put the picked rows into the
+    order of their picks, drop the first f and the last f of these *rows*, and return ONE number, the mean of all that
+    is left, in every coordinate. f = 0 leaves nothing there and is refused.
 
     Tolerates: f <= (n-3)/4.
     Cost: one Gram matrix, O(n^2 d), n-2f picks of O(n^2) and a sort of every column.

@@ -111,10 +111,7 @@ class _Targeted(UpdateAttack):
     def drawn(self, goal: Goal, size: int, draws: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the aux points in batches of ``size``: inputs and wanted labels."""
         n = len(goal.labels)
-        if self.replacement:
-            order = torch.randint(n, (n,), generator=draws)
-        else:
-            order = torch.randperm(n, generator=draws)
+        order = torch.randint(n, (n,), generator=draws) if self.replacement else torch.randperm(n, generator=draws)
         for rows in torch.split(order, size):
             yield goal.batch(rows, draws)
 
@@ -203,6 +200,8 @@ class PGD(_Targeted):
             raise ConfigError("pgd: epochs and batch_size must be at least 1")
         if not 0 < self.lr <= 1e30:
             raise ConfigError(f"pgd: lr must be a positive number of at most 1e30, got {self.lr}")
+        if self.lr * self.loss_boost > 1e30:
+            raise ConfigError(f"pgd: lr times the boost on the loss must be at most 1e30, got {self.lr} x {self.boost}")
 
     def vector(self, context: AttackContext, goal: Goal, radius: float, draws: torch.Generator) -> Tensor:
         return self.trained(context, goal, radius, draws, lambda displacement: displacement)
@@ -242,8 +241,8 @@ class SingleStep(_Targeted):
 
     .. math:: u = L\, \nabla L(M_0, B) / \|\nabla L(M_0, B)\|
 
-    over ``batch_size`` of the ``aux`` points (0: all of them). Parameters as in ``pgd``; without ``rescale`` the gradient
-    is only shortened to L, if it is longer, and ``boost_on="loss"`` makes it longer.
+    over ``batch_size`` of the ``aux`` points (0: all of them). Parameters as in ``pgd``; without ``rescale`` the
+    gradient is only shortened to L, if it is longer, and ``boost_on="loss"`` makes it longer.
 
     Knows: the global model, the clipping radius, and the aux points.
     Cost: one gradient.

@@ -108,7 +108,7 @@ class Dataset:
         return raw.to(torch.float32).mul_(1 / (self.scale * std)).sub_(mean / std)
 
     def augmented(self, inputs: Tensor, rows: Tensor | slice, draws: torch.Generator) -> Tensor:
-        """Rows of ``inputs`` [M, C, H, W], normalised or not, with this data set's random augmentation, if it has one."""
+        """Rows of ``inputs`` [M, C, H, W], normalised or not, with this data set's random augmentation, if any."""
         if self.augmentation == "crop-flip":
             return crop_and_flip(inputs, rows, draws)
         return inputs[rows.to(inputs.device) if isinstance(rows, Tensor) else rows]

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomlkit
 from pydantic import (
@@ -123,8 +123,9 @@ class Adversary(Settings):
 
     Of all clients either ``count`` or a ``share`` is malicious, drawn from the seed, or exactly the ``clients`` listed,
     or those that a draw from ``prior`` says. How many of them a round's cohort holds is then random; ``per_round``
-    makes it exactly that many. ``sybils`` are extra clients without data of their own: they hold copies of the
-    malicious clients' samples (or what the attack gives them) and join every cohort while the attack runs.
+    makes it exactly that many. ``which = "last"`` takes the clients with the highest ids instead of drawing the
+    ``count`` or ``share``. ``sybils`` are extra clients without data of their own: they hold copies of the malicious
+    clients' samples (or what the attack gives them) and join every cohort while the attack runs.
 
     ``knowledge`` is what the attackers know: ``"none"``, ``"own-data"``, ``"model"`` (the global model and the last
     aggregate), ``"honest-updates"`` (of the round), ``"defence"`` (the rule and its memory); each includes those
@@ -139,6 +140,7 @@ class Adversary(Settings):
     clients: tuple[int, ...] | None = Field(None, strict=False)
     prior: PriorField = None
     per_round: int | None = Field(None, ge=0)
+    which: Literal["drawn", "last"] = "drawn"
     sybils: int = Field(0, ge=0)
     knowledge: Annotated[Knowledge, PlainValidator(_knowledge), PlainSerializer(lambda level: level.label)] = (
         Knowledge.DEFENCE
@@ -154,6 +156,8 @@ class Adversary(Settings):
             raise ConfigError(
                 f"give one of count, share, clients and prior of malicious clients, not {' and '.join(given)}"
             )
+        if self.which == "last" and self.count is None and self.share is None:
+            raise ConfigError("which = 'last' says which clients a count or a share are: set adversary.count or .share")
         if self.stop is not None and self.stop < self.start:
             raise ConfigError(f"stop={self.stop} is before start={self.start}")
         ids = self.clients or ()
@@ -165,7 +169,7 @@ class Adversary(Settings):
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Experiments from before a key existed keep their hashes: it stays out at its default."""
         table: dict[str, Any] = handler(self)
-        added = {"sybils": 0, "knowledge": Knowledge.DEFENCE.label, "every": 1}
+        added = {"which": "drawn", "sybils": 0, "knowledge": Knowledge.DEFENCE.label, "every": 1}
         return {key: value for key, value in table.items() if key not in added or value != added[key]}
 
     @property

@@ -1,8 +1,9 @@
 """Learning-rate schedules: pure functions of the round.
 
-A round t of T is placed at x = (t - offset) / T. The ``offset`` 1/2, the middle of its share of the run, is the default:
-a schedule that starts or ends at zero wastes no round. With offset 0 a round has the rate of its end (the authors' code
-of SparseFed), with offset 1 that of its start, which is the rate of offset 0 one round late (its revision of 2021-05).
+A round t of T is placed at x = (t - offset) / T. The ``offset`` 1/2, the middle of its share of the run, is the
+default: a schedule that starts or ends at zero wastes no round. With offset 0 a round has the rate of its end (the
+authors' code of SparseFed), with offset 1 that of its start, which is the rate of offset 0 one round late (its revision
+of 2021-05).
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ class SGD(Server):
 
     .. math:: R \leftarrow \rho R + u, \quad \theta \leftarrow \theta - \lambda(t) R
 
-    ``lr_placement="inside-momentum"`` lets the rate enter before momentum, R <- rho R + lambda(t) u and theta <- theta - R,
-    as where clients send updates that are multiplied already: what momentum remembers then keeps its old rate.
+    ``lr_placement="inside-momentum"`` lets the rate enter before momentum, R <- rho R + lambda(t) u and theta <- theta
+    - R, as where clients send updates that are multiplied already: what momentum remembers then keeps its old rate.
 
     State: ``momentum`` [d].
 
