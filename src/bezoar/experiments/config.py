@@ -28,9 +28,11 @@ from bezoar.attacks import ATTACKS, Attack, Knowledge, UpdateAttack
 from bezoar.clients import CLIENTS, Clients, Gradient
 from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS, Partition, Sampling
 from bezoar.errors import ConfigError, nearest
+from bezoar.experiments import readings
 from bezoar.experiments.defence import Defence, defence
 from bezoar.models import MODELS
 from bezoar.priors import PRIORS, Prior
+from bezoar.regime import regime
 from bezoar.registry import Registry
 from bezoar.servers.schedules import SCHEDULES, Schedule
 
@@ -205,11 +207,15 @@ class Evaluation(Settings):
 class Experiment(Settings):
     """A federation, an adversary, a defence and a seed: everything that decides the result.
 
+    A ``reading`` of the SparseFed paper sets what the other tables leave open, as the paper prints it or a revision of
+    its code has it (``bezoar list readings``).
+
     Load it from TOML with :meth:`load`, write it with :meth:`dump`, run it with :func:`bezoar.run`.
     """
 
     name: str = "experiment"
     description: str = ""
+    reading: Annotated[str, AfterValidator(readings.check)] | None = None
     seed: int = Field(0, ge=0)
     rounds: int = Field(ge=1)
     data: Data
@@ -222,6 +228,12 @@ class Experiment(Settings):
     defence: DefenceField
     evaluation: Evaluation = Evaluation()
     checkpoint_every: int = Field(50, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, table: Any) -> Any:
+        name = table.get("reading") if isinstance(table, Mapping) else None
+        return readings.read(table, name) if isinstance(name, str) and name in readings.READINGS else table
 
     @field_validator("name")
     @classmethod
@@ -254,7 +266,15 @@ class Experiment(Settings):
             table: dict[str, Any] = _without_none(self.model_dump(mode="python"))
         except PydanticSerializationError as error:
             raise ConfigError(str(error).rpartition("ConfigError: ")[2]) from None
-        return table
+        if self.reading is None:
+            return table
+        defaults = {f"adversary.{key}": spec.default for key, spec in Adversary.model_fields.items()}
+        return readings.spelt_out(table, self.reading, defaults)
+
+    @property
+    def regime(self) -> str:
+        """What the experiment's regime is called, for example ``"FedAvg + adaptive clipping"``."""
+        return regime(self.table())
 
     def hash(self) -> str:
         """Sixteen hex digits of the full configuration, name and description aside."""
