@@ -38,7 +38,7 @@ def test_mixed_agrees_with_brute_force(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 40), (9, 33000)])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 40), (9, 3300)])
 def test_shifted_agrees_with_brute_force(n: int, d: int, dtype: torch.dtype) -> None:
     rows, vector = matrix(n, d, dtype), matrix(1, d, dtype, seed=1)[0]
     # A row that the vector nearly cancels: norms from the product alone would have no digits.
@@ -47,7 +47,9 @@ def test_shifted_agrees_with_brute_force(n: int, d: int, dtype: torch.dtype) -> 
     shifted = Shifted(DenseUpdates(rows, clients=torch.arange(n) * 3), vector)
     torch.testing.assert_close(shifted.squared_norms(), moved.square().sum(1), rtol=TOLERANCE[dtype] * 200, atol=0)
     check_against(Shifted(DenseUpdates(rows), 0 * vector), rows, TOLERANCE[dtype])
-    check_against(Shifted(DenseUpdates(rows[1:] if n > 1 else rows), vector), moved[1:] if n > 1 else moved, TOLERANCE[dtype] * 20)
+    check_against(
+        Shifted(DenseUpdates(rows[1:] if n > 1 else rows), vector), moved[1:] if n > 1 else moved, TOLERANCE[dtype] * 20
+    )
 
 
 def test_shifted_refuses_a_vector_of_another_length_and_keeps_flaws() -> None:
