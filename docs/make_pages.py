@@ -47,10 +47,10 @@ This page is written by `python docs/make_pages.py` from the docstrings; `bezoar
 
 READINGS_HEAD = """# Readings of the SparseFed paper
 
-The paper (Panda, Mahloujifar, Bhagoji, Chakraborty, Mittal: SparseFed, AISTATS 2022) prints algorithms that disagree with
-each other, and its code exists in three public revisions (2021-05-27, 2021-06-04, 2021-08-28) that disagree with the paper
-and among themselves. Nobody can tell which of them made the published tables. bezoar does what can be meant, each other
-reading is an option, and one key sets them all:
+The paper (Panda, Mahloujifar, Bhagoji, Chakraborty, Mittal: SparseFed, AISTATS 2022) prints algorithms that disagree
+with each other, and its code exists in three public revisions (2021-05-27, 2021-06-04, 2021-08-28) that disagree with
+the paper and among themselves. Nobody can tell which of them made the published tables. bezoar does what can be meant,
+each other reading is an option, and one key sets them all:
 
 ```toml
 reading = "code-2021-05"
@@ -61,9 +61,9 @@ radius = 5.0
 k = 1000
 ```
 
-sets the keys below that the experiment leaves open, where they apply: those of a kind of server, rule or attack, those of
-one regime (`gradient` or `local`). What the experiment says itself wins. The record of a run has every key resolved. A
-reading is an axis of a grid like any other (`reading = ["paper", "code-2021-05"]`).
+sets the keys below that the experiment leaves open, where they apply: those of a kind of server, rule or attack, those
+of one regime (`gradient` or `local`). What the experiment says itself wins. The record of a run has every key resolved.
+A reading is an axis of a grid like any other (`reading = ["paper", "code-2021-05"]`).
 
 ```python
 from bezoar import Experiment
@@ -86,11 +86,11 @@ Three things that follow:
 
 - With Algorithm 1 as it is printed (reading `paper`) momentum never reaches the model, and what is subtracted from it
   matters to nothing.
-- In the code of 2021-05 and 2021-06 trimmed mean and Bulyan move all coordinates by the same number. They can neither
-  train a model nor protect one; what their rows in a table show is something else. Their variants are called broken, and
+- In the code of 2021-05 and 2021-06 trimmed mean and Bulyan move all coordinates by the same number, which trains no
+  model. The paper's clean accuracies of these two rules can not come from it. Their variants are called broken, and
   their robustness constant is infinite.
-- In the code of 2021-05 the attackers of SparseFed and of all defences without local training take one gradient step, not
-  PGD, and the adaptive attack is PGD in every revision.
+- In the code of 2021-05 the attackers of SparseFed, and of all defences without local training, take one gradient step,
+  not PGD; the adaptive attack is PGD in every revision that has it.
 
 This page is written by `python docs/make_pages.py`; `bezoar list readings NAME` prints one reading.
 """
