@@ -87,8 +87,9 @@ Three things that follow:
 - With Algorithm 1 as it is printed (reading `paper`) momentum never reaches the model, and what is subtracted from it
   matters to nothing.
 - In the code of 2021-05 and 2021-06 trimmed mean and Bulyan move all coordinates by the same number, which trains no
-  model. The paper's clean accuracies of these two rules can not come from it. Their variants are called broken, and
-  their robustness constant is infinite.
+  model: on digits (60 clients, 20 a round, 200 rounds, nobody malicious, f = 2) trimmed mean ends at 95.8% test
+  accuracy as coded in 2021-08 and at 12.8% as coded before, Bulyan at 95.3% and 12.8%. The paper's clean accuracies of
+  these rules (80%) can not come from there. The variants are called broken, and their robustness constant is infinite.
 - In the code of 2021-05 the attackers of SparseFed, and of all defences without local training, take one gradient step,
   not PGD; the adaptive attack is PGD in every revision that has it.
 

@@ -20,7 +20,7 @@ from bezoar.experiments.defence import PRESETS, defence
 from bezoar.experiments.grid import Grid
 from bezoar.experiments.readings import READINGS, ROWS, entries
 from bezoar.experiments.run import distances
-from bezoar.servers import SERVERS, SGD, SparseFed
+from bezoar.servers import SERVERS, SGD, FetchSGD, SparseFed
 from bezoar.servers.schedules import SCHEDULES
 from tests.experiments.tiny import TABLE, tiny
 
@@ -34,6 +34,7 @@ DEFENCES: dict[str, Any] = {
     "trimmed-mean": {"preset": "trimmed-mean", "f": 2, "radius": 2.0},
     "bulyan": {"preset": "bulyan", "f": 2, "radius": 2.0},
     "sparsefed": {"preset": "sparsefed", "radius": 2.0, "k": "5%"},
+    "fetchsgd": {"preset": "fetchsgd", "radius": 2.0, "k": "5%"},
 }
 
 
@@ -104,6 +105,23 @@ def test_rules() -> None:
     bulyan = ["sparsefed", "code-2021-05", "code-2021-06", "sparsefed"]
     assert [rule(name, "bulyan").variant for name in NAMES] == bulyan
     assert rule("code-2021-05", "clip") == Mean()
+
+
+def test_fetchsgd() -> None:
+    def server(**settings: Any) -> FetchSGD:
+        found = tiny(defence={"preset": "fetchsgd", "k": 50, **settings.pop("defence", {})}, **settings).defence.server
+        assert isinstance(found, FetchSGD)
+        return found
+
+    assert server() == FetchSGD(k=50)
+    assert server(reading="paper") == FetchSGD(k=50, error_masking="subtract", masking="none")
+    coded = FetchSGD(k=50, rows=1, lr_placement="inside-momentum")
+    assert server(reading="code-2021-05") == server(reading="code-2021-08") == coded
+    # What the preset fills in is open, what the experiment says is not.
+    assert server(reading="code-2021-08", defence={"rows": 5}).rows == 5
+    assert server(reading="code-2021-08", defence={"server": {"rows": 3}}).rows == 3
+    again = tiny(reading="code-2021-08", defence={"preset": "fetchsgd", "k": 50, "rows": 5})
+    assert Experiment.from_table(again.table()) == again
 
 
 def test_what_the_experiment_says_wins() -> None:

@@ -88,12 +88,17 @@ _PGD = ("pgd", "adaptive-pgd")
 _CODE = (
     Choice(2, "defence.server.error_input", "momentum", ("sparsefed",)),
     Choice(3, "defence.server.masking", "zero", ("sparsefed",)),
+    Choice(4, "defence.server.lr_placement", "inside-momentum", ("fetchsgd",), "gradient"),
     Choice(9, "attack.project", "batch", _PGD),
     Choice(9, "attack.boost_on", "loss", _TARGETED),
     Choice(11, "attack.collude", True, _TARGETED),
     Choice(12, "attack.support", "unused", ("adaptive-pgd",)),
     Choice(14, "defence.rule.variant", "lower", ("median",)),
     Choice(15, "defence.rule.variant", "code-2021-05", ("krum", "multi-krum")),
+    Choice(17, "defence.server.error_masking", "zero", ("fetchsgd",)),
+    Choice(17, "defence.server.masking", "zero", ("fetchsgd",)),
+    Choice(18, "defence.server.rows", 1, ("fetchsgd",)),
+    Choice(18, "defence.server.columns", "10%", ("fetchsgd",)),
     Choice(22, "clients.weight_decay", 5e-4),
     Choice(22, "clients.split_decay", True),
     Choice(23, "sampling.skip_tail", True, ("epoch",)),
@@ -122,7 +127,7 @@ class Reading:
 
 READINGS: dict[str, Reading] = {
     "paper": Reading(
-        "As the paper prints it: Algorithm 1 and Algorithms 6, 8 and 9, signs repaired.",
+        "As the paper prints it: Algorithms 1, 6, 8, 9 and 10, signs repaired.",
         (
             Choice(2, "defence.server.error_input", "update", ("sparsefed",)),
             Choice(3, "defence.server.masking", "subtract", ("sparsefed",)),
@@ -137,6 +142,9 @@ READINGS: dict[str, Reading] = {
             Choice(14, "defence.rule.variant", "midpoint", ("median",)),
             Choice(15, "defence.rule.variant", "sparsefed", ("krum", "multi-krum")),
             Choice(16, "defence.rule.variant", "sparsefed", ("bulyan",)),
+            Choice(4, "defence.server.lr_placement", "inside", ("fetchsgd",)),
+            Choice(17, "defence.server.error_masking", "subtract", ("fetchsgd",)),
+            Choice(17, "defence.server.masking", "none", ("fetchsgd",)),
         ),
     ),
     "code-2021-05": Reading(
@@ -200,7 +208,7 @@ ROWS: dict[int, Row] = {
     4: Row(
         "where the server's rate enters",
         "on the step in Algorithms 1 and 5, inside error feedback in 2 and 10: not the same as soon as the rate varies",
-        "2021-05: clients multiply, so inside momentum; later: on the step",
+        "2021-05: clients multiply, so inside momentum; later: on the step (with a sketch: still the clients)",
         "on the step; under FedAvg the rate is the clients'",
     ),
     5: Row(
@@ -276,13 +284,13 @@ ROWS: dict[int, Row] = {
         "FetchSGD's error feedback",
         "subtracts the sketch of the step; momentum is left alone",
         "zeroes every touched cell of error and momentum: subtracting diverged",
-        "set by the server that sketches",
+        "zeroes both",
     ),
     18: Row(
         "size of the sketch",
         "ten times less communication",
         "one row: no median is taken",
-        "set by the server that sketches",
+        "five rows, each with a tenth of the model's size",
     ),
     19: Row(
         "choice of k",
@@ -344,13 +352,23 @@ def read(table: Mapping[str, Any], name: str) -> Table:
     Raises:
         ConfigError: a section is a finished part, which does not say what was left open.
     """
-    full = _as_tables(table)
+    full, given = _as_tables(table), _server_keys(table.get("defence"))
     for choice in READINGS[name].choices:
         for part in _sections(full, choice):
-            value = None if choice.field in part else choice.of(full)
+            said = choice.field in (given if choice.section == "defence.server" else part)
+            value = None if said else choice.of(full)
             if value is not None:
                 part[choice.field] = value
     return full
+
+
+def _server_keys(defence: Any) -> set[str]:
+    """The server's keys that an experiment sets itself: what a preset fills in is open."""
+    if not isinstance(defence, Mapping):
+        return set()
+    server = defence.get("server")
+    keys = set(server) if isinstance(server, Mapping) else set()
+    return keys | set(defence) if "preset" in defence else keys
 
 
 def spelt_out(table: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> Table:

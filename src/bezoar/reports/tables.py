@@ -453,7 +453,7 @@ def communication_table(records: Comparison | Run | Grid) -> Table | None:
         "or the whole model where that is shorter.",
         *_notes(g),
     )
-    return Table("communication", "What clients send and fetch", columns, entries, notes)
+    return _named(g, Table("communication", "What clients send and fetch", columns, entries, notes))
 
 
 def _of_dense(summary: Summary, amount: float | None) -> float | None:
