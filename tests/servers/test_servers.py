@@ -118,6 +118,39 @@ def test_k_equal_to_d_is_clipped_sgd_without_momentum() -> None:
         assert torch.equal(sparse, plain)
 
 
+def test_one_client_without_a_radius_is_plain_sgd() -> None:
+    draws = torch.Generator().manual_seed(0)
+    sparse, plain = torch.zeros(30), torch.zeros(30)
+    state: Any = {}
+    for t in range(8):
+        update = torch.randn(1, 30, generator=draws)
+        step = SparseFed(k=30, momentum=0.0).step((Clip(math.inf) >> Mean())(update), 0.1 * t, state)
+        state = step.state
+        step.apply_(sparse)
+        plain -= 0.1 * t * update[0]
+        assert torch.equal(sparse, plain)
+
+
+@pytest.mark.parametrize("options", READINGS, ids=str)
+def test_what_has_moved_is_bounded_by_the_clipped_norms(options: dict[str, Any]) -> None:
+    """W is zero where the model moved, and that is by no more than lr / (1 - rho) times the sum of clipped norms."""
+    draws = torch.Generator().manual_seed(1)
+    clip, rho, radius = Clip(0.5) >> Mean(), 0.6, 0.5
+    model, state = torch.zeros(40, dtype=torch.float64), {}
+    for _ in range(20):
+        rows = torch.randn(7, 40, generator=draws, dtype=torch.float64) * 5
+        aggregate = clip(rows)
+        assert aggregate.norm() <= rows.norm(dim=1).clamp(max=radius).mean() + 1e-12
+        step = SparseFed(k=4, momentum=rho, **options).step(aggregate, 0.1, state)
+        state = dict(step.state)
+        assert step.index is not None
+        assert (state["error"][step.index] == 0).all()
+        step.apply_(model)
+    if options.get("masking") != "subtract":
+        # Subtracting a step that is made of W leaves in R what was never there: nothing bounds it.
+        assert model.norm() <= 20 * 0.1 * radius / (1 - rho)
+
+
 def test_error_feedback_is_empty_where_the_model_moved() -> None:
     step = SparseFed(k=3).step(torch.arange(10.0), 0.1, {})
     assert step.index.tolist() == [7, 8, 9]
