@@ -47,12 +47,21 @@ class Goal:
 
     ``rows`` are the rows of the test set that are left out of the clean test accuracy (None: none). ``held`` [m, ...]
     are further test samples that the attackers were handed to train on; whether they are misclassified is not counted.
+    ``augment`` gives rows [b] of inputs with the data set's random training augmentation, for attackers who train with
+    it (None: they do not).
     """
 
     inputs: Tensor
     labels: Tensor
     rows: Indices | None = None
     held: Tensor | None = None
+    augment: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None
+
+    def batch(self, rows: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The points ``rows`` [b] to train on, with their wanted labels."""
+        at = rows.to(self.inputs.device)
+        inputs = self.inputs[at] if self.augment is None else self.augment(self.inputs, rows, draws)
+        return inputs, self.labels[at.to(self.labels.device)]
 
 
 @dataclass(frozen=True)

@@ -101,14 +101,17 @@ class Dataset:
         position in the batch: to be independent of chunking, ask for the whole union batch at once.
         """
         rows = torch.from_numpy(indices) if isinstance(indices, np.ndarray) else indices
-        if augment is not None and self.augmentation == "crop-flip":
-            raw = crop_and_flip(samples.inputs, rows, augment)
-        else:
-            raw = samples.inputs[rows]
+        raw = samples.inputs[rows] if augment is None else self.augmented(samples.inputs, rows, augment)
         channels = (1, -1) + (1,) * (raw.ndim - 2)
         mean = torch.tensor(self.mean, device=raw.device).view(channels)
         std = torch.tensor(self.std, device=raw.device).view(channels)
         return raw.to(torch.float32).mul_(1 / (self.scale * std)).sub_(mean / std)
+
+    def augmented(self, inputs: Tensor, rows: Tensor | slice, draws: torch.Generator) -> Tensor:
+        """Rows of ``inputs`` [M, C, H, W], normalised or not, with this data set's random augmentation, if any."""
+        if self.augmentation == "crop-flip":
+            return crop_and_flip(inputs, rows, draws)
+        return inputs[rows.to(inputs.device) if isinstance(rows, Tensor) else rows]
 
 
 def as_input(batch: Tensor, device: torch.device) -> Tensor:

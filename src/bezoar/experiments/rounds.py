@@ -81,16 +81,15 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     # Layers that draw (dropout) use the global generator; seeding it each round makes rounds independent.
     torch.manual_seed(derive(experiment.seed, "round", t))
     lr = experiment.learning_rate.at(t, experiment.rounds)
-    cohort = experiment.sampling.draw(
-        setup.federation.n, t - 1, experiment.seed, setup.malicious, experiment.adversary.per_round
-    )
+    cohort = setup.draw(t)
+    played = experiment.sampling.plays(len(cohort))
     present = np.intersect1d(cohort, setup.malicious, assume_unique=True)
     attackers = np.empty(0, dtype=np.int64)
     if experiment.attack is not None and experiment.adversary.active(t):
         attackers = np.concatenate([present, setup.sybils])
         cohort = np.concatenate([cohort, setup.sybils])
     rule = experiment.defence.rule(lr)
-    ledger, up, down = _transfers(setup, state, cohort)
+    ledger, up, down = _transfers(setup, state, cohort if played else cohort[:0])
     record: dict[str, Any] = {
         "kind": "round",
         "round": t,
@@ -108,6 +107,11 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     }
     # What the state becomes if the server gives up on the round: clients do not know, their momentum goes on.
     after = replace(state, round=t, past={}, traffic=ledger)
+    if not played:
+        clock.stop("aggregation")
+        left = f"{len(cohort)} clients" if len(cohort) > 1 else "one client"
+        record |= {"skipped": f"tail of an epoch: only {left} left", "attackers": 0, "attacking": False}
+        return after, record, clock.seconds
     try:
         root: Tensor | None = None
         if rule.uses_root:

@@ -57,6 +57,12 @@ DEFINITIONS = (
         "the attack.",
     ),
     (
+        "Regime",
+        "Uncompressed: clients send gradients and the server applies the learning rate. FedAvg: clients train with it "
+        "and send displacements. Adaptive clipping: the clipping radius is multiplied by the round's learning rate. "
+        "Numbers of different regimes can not be compared.",
+    ),
+    (
         "Time per round",
         "Sum of the mean seconds per round spent in the clients, the attack, the aggregation, the server and the "
         "evaluation.",

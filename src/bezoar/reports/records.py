@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bezoar.errors import BezoarError
+from bezoar.regime import regime
 
 T = TypeVar("T")
 
@@ -132,6 +133,11 @@ class Run:
     def settings(self) -> Mapping[str, Any]:
         """The resolved configuration, with dotted keys: ``{"server.momentum": 0.9}``."""
         return _flatten(tomllib.loads(self.settings_text))
+
+    @cached_property
+    def regime(self) -> str:
+        """What the run's regime is called; empty if its configuration does not say."""
+        return regime(tomllib.loads(self.settings_text))
 
     @property
     def name(self) -> str:
