@@ -146,5 +146,7 @@ def _writers(table: Any, path: Path) -> Indices:
         raise DataError(f"{path}: has columns {', '.join(table.column_names)}; needs writer_id, too")
     column = table.column("writer_id")
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
-        raise DataError(f"{path}: column 'writer_id' must hold names only, not {column.type} and {column.null_count} nulls")
+        raise DataError(
+            f"{path}: column 'writer_id' must hold names only, not {column.type} and {column.null_count} nulls"
+        )
     return np.array(column.to_pylist())

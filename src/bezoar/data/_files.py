@@ -33,7 +33,7 @@ def matching(folder: Path, patterns: Names) -> list[Path]:
 
 
 def missing(name: str, folder: Path, wanted: Mapping[str, Names], hint: str) -> DataError:
-    """The error that says which files were looked for, where, and what to do (``hint``: beside giving the directory)."""
+    """The error that says which files were looked for, where, and what to do, the ``hint`` included."""
     files = ", ".join(" or ".join(names) for names in wanted.values())
     return DataError(
         f"data set {name!r} is not in {folder.resolve()}: looked for {files}. Give the directory that holds {name}/ as "

@@ -10,9 +10,10 @@ from typing import Any
 from bezoar.errors import DataError
 
 
-def read_users(paths: Sequence[Path]) -> Iterator[tuple[str, list[Any], list[Any], str]]:
+def read_users(paths: Sequence[Path], counted: bool = True) -> Iterator[tuple[str, list[Any], list[Any], str]]:
     """(user, x, y, where) of every user in ``paths``, in the files' order; one file is in memory at a time.
 
+    ``counted``: whether num_samples must be right; LEAF's Reddit files keep the counts of before their split.
     Raises DataError for a file of another layout, and for a user who stands in two files.
     """
     seen: dict[str, Path] = {}
@@ -32,10 +33,8 @@ def read_users(paths: Sequence[Path]) -> Iterator[tuple[str, list[Any], list[Any
             x, y = data["x"], data["y"]
             if len(x) != len(y):
                 raise DataError(f"{where}: {len(x)} entries in x, {len(y)} in y")
-            # LEAF's Reddit files keep the counts of before their split.
-            if not y or not isinstance(y[0], dict):
-                if counts[place] != len(y):
-                    raise DataError(f"{where}: num_samples says {counts[place]}, there are {len(y)}")
+            if counted and counts[place] != len(y):
+                raise DataError(f"{where}: num_samples says {counts[place]}, there are {len(y)}")
             yield user, x, y, where
 
 

@@ -25,7 +25,7 @@ _PATTERNS = {
 WANTED = _PATTERNS
 HINT = (
     ". The paper's corpus (Bagdasaryan et al., corpus_80000.pt.tar) is a pickle, which this library never opens: turn "
-    'it into train.jsonl and test.jsonl, lines like {"user": "a", "text": "the words of one post"}, as docs/data.md says'
+    'it into train.jsonl and test.jsonl, with lines {"user": "a", "text": "words of a post"}, as docs/data.md says'
 )
 
 #: Words before the one to be predicted, as in LEAF.
@@ -46,8 +46,8 @@ def load_reddit(folder: Path, verify: bool, words: int = WORDS) -> Dataset | Non
     A user's posts follow each other, each ended by ``<eos>``; before the first stand :data:`LENGTH` times ``<pad>``. A
     sample is :data:`LENGTH` tokens and the next one, ``<eos>`` included; words without a token of their own are
     ``<unk>`` in inputs and never targets. Words are in lower case. The vocabulary are ``<pad>``, ``<unk>``, ``<eos>``
-    and the 50,000 most frequent words of the train posts, ties in the order of the alphabet. Test posts of users without
-    train posts count. The natural column ``user`` numbers the users in the order of their names.
+    and the 50,000 most frequent words of the train posts, ties in the order of the alphabet. Test posts may be of users
+    without train posts. The natural column ``user`` numbers the users in the order of their names.
     """
     found = {half: matching(folder, patterns) for half, patterns in _PATTERNS.items()}
     if not all(found.values()):
@@ -92,7 +92,7 @@ def _posts(paths: list[Path]) -> _Posts:
 
 
 def _leaf(paths: list[Path]) -> Iterator[tuple[str, list[str]]]:
-    for user, _, posts, where in read_users(paths):
+    for user, _, posts, where in read_users(paths, counted=False):
         for place, post in enumerate(posts):
             rows = post.get("target_tokens") if isinstance(post, dict) else None
             if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):

@@ -22,7 +22,8 @@ Indices = NDArray[np.int64]
 class Samples:
     """One split: ``inputs`` [N, C, H, W] (images stay uint8) and ``targets`` [N] int64.
 
-    Inputs may be tokens, integers [N, T], also as windows over one text. Raises DataError if the two do not belong together.
+    Inputs may be tokens, integers [N, T], also as windows over one text.
+    Raises DataError if the two do not belong together.
     """
 
     inputs: Tensor | Windows

@@ -19,7 +19,6 @@ from bezoar.experiments.work import Round, root_update
 from bezoar.seeding import derive, generator
 from bezoar.servers.traffic import dense, fetch_, move_, open_ledger
 
-
 #: With more classes than this an evaluation does not record the accuracy of each: a vocabulary has 50,000.
 MOST_CLASSES = 200
 
