@@ -238,6 +238,12 @@ def test_reddit_in_all_layouts(tmp_path: Path, write: Any) -> None:
     assert text.shape == (10,)
 
 
+def test_several_posts_in_one_line_are_told_apart_by_their_ends(tmp_path: Path) -> None:
+    posts = {"train": [("u", "a b <eos> c <pad> <eos>")], "test": [("u", "a")]}
+    text = load("reddit", jsonl(tmp_path, posts))
+    assert [text.classes[target] for target in text.train.targets] == ["a", "b", "<eos>", "c", "<eos>"]
+
+
 def test_a_posts_words_go_on_beyond_ten(tmp_path: Path) -> None:
     posts = {half: [("u", " ".join(f"w{i:02}" for i in range(25)))] for half in ("train", "test")}
     for folder, write in ((tmp_path / "a", leaf), (tmp_path / "b", jsonl)):

@@ -142,4 +142,5 @@ def _parquet(paths: list[Path]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _words(text: str) -> list[str]:
-    return [*(word for word in text.lower().split() if word != PADDING), END]
+    words = [word for word in text.lower().split() if word != PADDING]
+    return words if words[-1:] == [END] else [*words, END]
