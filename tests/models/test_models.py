@@ -105,7 +105,7 @@ def test_lstm_is_torchs_lstm_step_by_step_and_in_one_call(layers: int, length: i
     states, _ = theirs(x)
     stepwise = x
     for layer in model.layers:  # type: ignore[union-attr]
-        stepwise = layer.unrolled(stepwise)
+        stepwise = layer.unrolled(stepwise)  # plainly, as on a GPU
     torch.testing.assert_close(stepwise, states, rtol=1e-12, atol=1e-14)
     logits = model(tokens)
     torch.testing.assert_close(logits, model.decoder(states[:, -1]), rtol=1e-12, atol=1e-14)  # type: ignore[operator]

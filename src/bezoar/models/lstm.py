@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bezoar.errors import ConfigError
 from bezoar.models._checks import whole
+
+#: (gates [N, 4 hidden], cell [N, hidden]) -> (state, cell).
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class LSTMLayer(nn.Module):
@@ -30,8 +37,9 @@ class LSTMLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, T, inputs] -> states [N, T, hidden]."""
-        watched = self.input._forward_hooks or self.recurrent._forward_hooks
-        return self.unrolled(x) if watched or x.device.type != "cpu" else self._fused(x)
+        if self.input._forward_hooks or self.recurrent._forward_hooks:
+            return self.unrolled(x, _Step.apply)
+        return self._fused(x) if x.device.type == "cpu" else self.unrolled(x)
 
     def _fused(self, x: Tensor) -> Tensor:
         start = x.new_zeros(1, len(x), self.recurrent.in_features)
@@ -40,21 +48,53 @@ class LSTMLayer(nn.Module):
         states: Tensor = torch.lstm(x, (start, start), weights, True, 1, 0.0, self.training, False, True)[0]
         return states
 
-    def unrolled(self, x: Tensor) -> Tensor:
+    def unrolled(self, x: Tensor, step: Step | None = None) -> Tensor:
         """The same, layer by layer and step by step."""
-        driven = self.input(x).unbind(1)
-        state: Tensor | None = None
-        cell: Tensor | None = None
-        states = []
-        for gates in driven:
-            if state is not None:
-                gates = gates + self.recurrent(state)
-            i, f, g, o = gates.chunk(4, 1)
-            fresh = torch.sigmoid(i) * torch.tanh(g)
-            cell = fresh if cell is None else torch.sigmoid(f) * cell + fresh
-            state = torch.sigmoid(o) * torch.tanh(cell)
+        step = plain_step if step is None else step
+        cell = x.new_zeros(len(x), self.recurrent.in_features)
+        states: list[Tensor] = []
+        for gates in self.input(x).unbind(1):
+            state, cell = step(gates + self.recurrent(states[-1]) if states else gates, cell)
             states.append(state)
         return torch.stack(states, 1)
+
+
+def plain_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """(state, cell) [N, hidden] from the gates before their activations [N, 4 hidden] and the cell before."""
+    i, f, g, o = gates.chunk(4, 1)
+    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(cell), cell
+
+
+class _Step(torch.autograd.Function):
+    """:func:`plain_step` with its first derivative by hand: a third of the memory traffic."""
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, cell: Tensor) -> Any:
+        active, hidden = torch.sigmoid(gates), cell.shape[1]
+        g = active[:, 2 * hidden : 3 * hidden]
+        # Activations are vectorised where memory is contiguous.
+        g.copy_(gates[:, 2 * hidden : 3 * hidden].contiguous().tanh_())
+        i, f, _, o = active.chunk(4, 1)
+        fresh = torch.addcmul(f * cell, i, g)
+        squashed = torch.tanh(fresh)
+        ctx.save_for_backward(active, cell, squashed)
+        return o * squashed, fresh
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        to_state, to_fresh = gradients
+        active, cell, squashed = ctx.saved_tensors
+        i, f, g, o = active.chunk(4, 1)
+        to_fresh = to_fresh + to_state * o * (1 - squashed * squashed)
+        out = torch.empty_like(active)
+        of_i, of_f, of_g, of_o = out.chunk(4, 1)
+        torch.mul(to_fresh * g, i * (1 - i), out=of_i)
+        torch.mul(to_fresh * cell, f * (1 - f), out=of_f)
+        torch.mul(to_fresh * i, 1 - g * g, out=of_g)
+        torch.mul(to_state * squashed, o * (1 - o), out=of_o)
+        return out, to_fresh * f
 
 
 class LanguageModel(nn.Module):
