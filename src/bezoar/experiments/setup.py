@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bezoar.attacks import DataAttack, Goal, Knowledge, Tests, UpdateAttack
+from bezoar.attacks import ATTACKS, DataAttack, Goal, Knowledge, Tests, UpdateAttack
 from bezoar.clients import CLIENTS, Scratch, check_memory
 from bezoar.data import EpochSampling, Federation, compromised, load, partition
 from bezoar.data.dataset import Dataset, Indices
 from bezoar.errors import ConfigError
 from bezoar.experiments.config import Adversary, Experiment
-from bezoar.models import flatten, make_model
+from bezoar.models import MODELS, flatten, make_model
 from bezoar.seeding import numpy_generator
 from bezoar.updates import Needs
 
@@ -118,6 +118,7 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
     for option in experiment.model.options:
         if option in ("shape", "classes", "seed"):
             raise ConfigError(f"model.{option}: follows from the data set and the experiment's seed; leave it out")
+    _readable(experiment, dataset)
     model = make_model(
         experiment.model.name, dataset.shape, len(dataset.classes), experiment.seed, **experiment.model.options
     ).to(device)
@@ -135,6 +136,21 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
         _at("attack", lambda: update_attack.check(experiment.defence.pipeline))
     root = _root(experiment, dataset)
     return Setup(experiment, federation, malicious, sybils, model, weights, Scratch(model), goal, root, held, device)
+
+
+def _readable(experiment: Experiment, dataset: Dataset) -> None:
+    """Raise unless model and attack take what the samples are, numbers or tokens."""
+    tokens, model, attack = dataset.vocabulary is not None, MODELS.get(experiment.model.name), experiment.attack
+    if model is not None and model.tokens != tokens:
+        others = ", ".join(name for name, kind in MODELS.items() if kind.tokens == tokens)
+        what = "tokens" if tokens else "numbers"
+        raise ConfigError(
+            f"model.name: {model.name!r} can not read {dataset.name}, whose samples are {what}: {others} can"
+        )
+    if tokens and experiment.data.augment:
+        raise ConfigError(f"data.augment: {dataset.name} is text and has no augmentation")
+    if tokens and attack is not None and attack.numeric:
+        raise ConfigError(f"attack: {ATTACKS.name(attack)!r} changes inputs that are numbers; {dataset.name} is text")
 
 
 def _malicious(adversary: Adversary, n: int, seed: int) -> Indices:
