@@ -1,4 +1,7 @@
-"""Experiments that come with the library, one TOML file for each table or figure."""
+"""Experiments that come with the library, one TOML file for each table or figure.
+
+Recipes of one paper lie in a folder of their own: ``sparsefed/table-2`` is ``sparsefed/table-2.toml``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,17 @@ from bezoar.errors import ConfigError, nearest
 def recipes() -> dict[str, Path]:
     """Name -> file of every recipe."""
     folder = Path(str(resources.files(__name__)))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.toml"))
+    # Recipes of no folder first.
+    return {name.as_posix(): folder / f"{name}.toml" for name in sorted(found, key=lambda n: (len(n.parts), _key(n)))}
+
+
+def _key(name: Path) -> list[tuple[str, int]]:
+    """Sorts table-2 before table-11."""
+    return [
+        (text.rstrip("0123456789"), int(text[len(text.rstrip("0123456789")) :] or 0))
+        for text in name.as_posix().split("-")
+    ]
 
 
 def find(source: str | Path) -> Path:
@@ -20,8 +33,10 @@ def find(source: str | Path) -> Path:
     if path.is_file():
         return path
     known = recipes()
-    if str(source) in known:
-        return known[str(source)]
-    if path.suffix or len(path.parts) > 1:
+    name = path.as_posix()
+    if name in known:
+        return known[name]
+    folders = {known_name.partition("/")[0] for known_name in known if "/" in known_name}
+    if path.suffix or (len(path.parts) > 1 and path.parts[0] not in folders):
         raise ConfigError(f"{source}: no such file")
-    raise ConfigError(f"{source!r} is neither a file nor a recipe; {nearest(str(source), known)}")
+    raise ConfigError(f"{str(source)!r} is neither a file nor a recipe; {nearest(name, known)}")
