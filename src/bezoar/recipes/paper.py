@@ -1,6 +1,6 @@
 """What a paper says of a grid: its numbers, and what would have to hold for a claim to be reproduced.
 
-A recipe's ``[paper]`` table has a ``title`` and claims::
+A recipe's ``[paper]`` table has a ``title``, perhaps other names of the recipe (``also``), and claims::
 
     [[paper.claims]]
     of = "Table 2"
@@ -42,6 +42,8 @@ METRICS = {
     "oif": "OIF",
     "l1": "l1 distance to the twin",
 }
+
+_KEYS = ("title", "also", "claims")
 
 #: The axis that is averaged over.
 SEED = "seed"
@@ -243,8 +245,8 @@ def claims(table: object, values: Mapping[str, Iterable[str]], where: str) -> tu
     if not isinstance(table, Mapping) or not isinstance(table.get("claims"), list) or not table["claims"]:
         raise ConfigError(f"{where}: needs at least one [[paper.claims]]")
     for key in table:
-        if key not in ("title", "claims"):
-            raise ConfigError(f"{where}: no key {key!r}; {nearest(key, ['title', 'claims'])}")
+        if key not in _KEYS:
+            raise ConfigError(f"{where}: no key {key!r}; {nearest(key, _KEYS)}")
     found = tuple(claim(entry, f"{where}.claims[{i}]") for i, entry in enumerate(table["claims"]))
     axes = {axis: set(map(str, known)) for axis, known in values.items() if axis != SEED}
     for i, one in enumerate(found):
