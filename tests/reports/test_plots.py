@@ -68,7 +68,7 @@ def test_an_unfinished_run_does_not_enter_the_mean_of_finished_ones(tmp_path: Pa
 
 def test_every_figure_is_drawn_as_well_formed_svg(tmp_path: Path) -> None:
     drawn = plots(load(two_by_two(tmp_path)))
-    assert [plot.name for plot in drawn] == ["curves", "plane", "distances", "timing", "per_class"]
+    assert [plot.name for plot in drawn] == ["curves", "plane", "impact", "distances", "timing", "per_class"]
     ids: list[str] = []
     for plot in drawn:
         for svg in plot.svgs():

@@ -45,9 +45,14 @@ class Cell:
     experiment: Experiment
 
     @cached_property
-    def folder(self) -> str:
-        """Where it is recorded, below the directory of the cells."""
+    def key(self) -> str:
+        """Its directory's name among those of other cells: the hash of its full configuration."""
         return self.experiment.hash()
+
+    @property
+    def folder(self) -> str:
+        """Where it is recorded, below the comparison's directory, unless cells are kept elsewhere."""
+        return f"cells/{self.key}"
 
     @property
     def title(self) -> str:
@@ -114,9 +119,9 @@ class Grid:
             full = override(_as_tables(override(base, chosen)), settings)
             experiment = Experiment.from_table(full, source=f"{source} [{title}]")
             cell = Cell(labels, experiment)
-            if cell.folder in seen:
-                raise ConfigError(f"{source}: the cells [{seen[cell.folder]}] and [{title}] are the same experiment")
-            seen[cell.folder] = title
+            if cell.key in seen:
+                raise ConfigError(f"{source}: the cells [{seen[cell.key]}] and [{title}] are the same experiment")
+            seen[cell.key] = title
             cells.append(cell)
         first = cells[0].experiment
         for axis in axes:
@@ -124,10 +129,14 @@ class Grid:
             if len(set(map(str, names))) < len(names):
                 raise ConfigError(f"{source}: grid.{axis}: two values have the same label; add label = ...")
         # A scale may run less than what was published.
-        every = {axis: [*axes[axis], *(written or {}).get(axis, [])] for axis in axes}
-        known = {axis: [str(label(value)) for value in values] for axis, values in every.items()}
+        known = {axis: [str(label(value)) for value in _listed(written, axis) + axes[axis]] for axis in axes}
         published = claims(table.get("paper"), known, f"{source}: paper")
         return cls(first.name, first.description, tuple(axes), tuple(cells), scale, published)
+
+
+def _listed(grid: object, axis: str) -> list[Any]:
+    values = grid.get(axis) if isinstance(grid, Mapping) else None
+    return list(values) if isinstance(values, list) else []
 
 
 def _as_tables(table: dict[str, Any]) -> dict[str, Any]:
@@ -191,14 +200,14 @@ def compare(
         "command": command,
         **({"scale": grid.scale} if grid.scale else {}),
         "axes": list(grid.axes),
-        "cells": [{"labels": cell.labels, "dir": f"{below}/{cell.folder}"} for cell in grid.cells],
+        "cells": [{"labels": cell.labels, "dir": f"{below}/{cell.key}"} for cell in grid.cells],
         **({"paper": [claim.table() for claim in grid.claims]} if grid.claims else {}),
     }
     write_atomically(folder / "comparison.json", json.dumps(index, indent=2) + "\n")
     outcomes = []
     todo = []
     for cell in grid.cells:
-        summary = read_summary(store / cell.folder)
+        summary = read_summary(store / cell.key)
         if summary is None:
             todo.append(cell)
             continue
@@ -215,7 +224,7 @@ def compare(
             finished(outcome)
     _measure_twins(grid, store)
     return [
-        outcome if outcome.summary is None else replace(outcome, summary=read_summary(store / outcome.cell.folder))
+        outcome if outcome.summary is None else replace(outcome, summary=read_summary(store / outcome.cell.key))
         for outcome in outcomes
     ]
 
@@ -223,7 +232,7 @@ def compare(
 def _one(cell: Cell, folder: Path, data_dir: str | Path | None, device: str, progress: Progress | None) -> Outcome:
     try:
         result = run(
-            cell.experiment, folder / cell.folder, data_dir=data_dir, resume=True, device=device, progress=progress
+            cell.experiment, folder / cell.key, data_dir=data_dir, resume=True, device=device, progress=progress
         )
     except Interrupted:
         raise
@@ -275,7 +284,7 @@ def _in_worker(cell: Cell, folder: Path, data_dir: str | Path | None, device: st
             os._exit(1)
         if record["kind"] == "evaluation" or time.monotonic() - last > _NEWS_SECONDS:
             last = time.monotonic()
-            _news.put((cell.folder, plain(record)))
+            _news.put((cell.key, plain(record)))
 
     return _one(cell, folder, data_dir, device, tell)
 
@@ -291,7 +300,7 @@ def _at_once(
 ) -> Iterator[Outcome]:
     spawn = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // jobs)
-    by_folder = {cell.folder: cell for cell in cells}
+    by_folder = {cell.key: cell for cell in cells}
     watchers: dict[str, Progress | None] = {}
     news = spawn.Queue()
     pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(news, threads, allocator))
@@ -326,7 +335,7 @@ def _at_once(
 def _measure_twins(grid: Grid, folder: Path) -> None:
     """Write each attacked cell's distance to the cell that differs only by having no attack."""
     for cell in grid.cells:
-        here = folder / cell.folder
+        here = folder / cell.key
         summary = read_summary(here)
         if cell.experiment.attack is None or summary is None or summary["distance_l2"] is not None:
             continue

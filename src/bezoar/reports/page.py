@@ -133,7 +133,7 @@ def _parts(g: Grid) -> Iterable[str]:
     yield _table_section(g, over_attacks_table(g))
     yield _table_section(g, adversary_table(g))
     yield _missing(g.missing, c)
-    for name in ("curves", "plane", "distances", "timing"):
+    for name in ("curves", "plane", "impact", "distances", "timing"):
         if name in plots:
             yield _figure(plots[name])
         if name == "timing":
