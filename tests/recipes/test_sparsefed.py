@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 
 from bezoar.attacks import ATTACKS
-from bezoar.data import DATASETS
+from bezoar.data import DATASETS, load
 from bezoar.errors import ConfigError
-from bezoar.experiments import run
+from bezoar.experiments import run, setup
 from bezoar.experiments.config import read_toml
 from bezoar.experiments.defence import PRESETS
 from bezoar.experiments.grid import Cell, Grid
@@ -89,6 +90,14 @@ def some(grid: Grid) -> list[Cell]:
     """The last attacked cell, and one with another defence if there is an attack at all."""
     attacked = [cell for cell in grid.cells if cell.experiment.attack is not None] or list(grid.cells)
     return list({cell.folder: cell for cell in (attacked[0], attacked[-1])}.values())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once() -> Iterator[None]:
+    """Data sets are read from disk once for all recipes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "load", cache(load))
+        yield
 
 
 @pytest.mark.data

@@ -20,7 +20,7 @@ _READERS: Mapping[str, Callable[[Summary], float | None]] = {
 }
 
 #: Decimals that a metric is shown with.
-DECIMALS = {"test": 1, "error": 1, "attack": 1, "oif": 2, "l1": 0}
+DECIMALS = {"test": 1, "error": 1, "attack": 1, "oif": 3, "l1": 0}
 
 #: Metrics of which the least seed is the worst.
 _LOW_IS_BAD = ("test",)
