@@ -89,6 +89,7 @@ def test_axes_and_their_values() -> None:
     [
         ({"grid.seeds": [0]}, "grid.seeds: no such axis; did you mean 'seed'"),
         ({"grid.attack.only": ["PDG"]}, "grid.attack: no value 'PDG'; did you mean 'PGD'"),
+        ({"grid.attack.only": "PGD"}, "grid.attack.only must be a list of labels, got 'PGD'"),
         ({"grid.attack.*.auks": 5}, r"grid.attack.\*.auks: none of its tables has the key"),
         ({"grid.defence.clipp.radius": 5}, "names no value and a key of it"),
         ({"grid.defence.none.radius": 5}, "'none' is no table"),

@@ -122,6 +122,10 @@ def test_words() -> None:
         ({"checks": [{"metric": "attack", "above": "3"}]}, "above must be a number, got '3'"),
         ({"checks": [{"metric": "attack", "along": "m"}]}, "no axis 'm'"),
         ({"checks": [{"metric": "attack", "along": "n", "trend": "up"}]}, "trend must be 'rises' or 'falls'"),
+        ({"published": 3}, "published must be a list, got 3"),
+        ({"checks": [3]}, r"checks.0.: must be a table, got 3"),
+        ({"why": "because"}, "why must be a dict"),
+        ({"metrics": [3]}, "no metric 3"),
         ({"metrics": ["oiff"]}, "no metric 'oiff'; did you mean 'oif'"),
     ],
 )
@@ -130,7 +134,9 @@ def test_wrong_claims(changes: dict[str, Any], match: str) -> None:
         paper(**changes)
 
 
-@pytest.mark.parametrize("table", [{}, {"claims": []}, {"claims": "x"}, 3, {"claims": [CLAIM], "titel": "t"}])
+@pytest.mark.parametrize(
+    "table", [{}, {"claims": []}, {"claims": "x"}, {"claims": [3]}, 3, {"claims": [CLAIM], "titel": "t"}]
+)
 def test_wrong_papers(table: object) -> None:
-    with pytest.raises(ConfigError, match=r"claims|did you mean .title."):
+    with pytest.raises(ConfigError, match=r"claims|a claim is a table|did you mean .title."):
         claims(table, AXES, "f: paper")

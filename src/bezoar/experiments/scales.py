@@ -88,6 +88,8 @@ def _grid(grid: object, changes: Mapping[str, Any], where: str) -> dict[str, Any
 def _values(values: Sequence[Any], rest: str, new: Any, where: str) -> list[Any]:
     labels = [str(label(value)) for value in values]
     if rest == "only":
+        if not isinstance(new, list):
+            raise ConfigError(f"{where}.only must be a list of labels, got {new!r}")
         for name in new:
             if str(name) not in labels:
                 raise ConfigError(f"{where}: no value {name!r}; {nearest(str(name), labels)}")

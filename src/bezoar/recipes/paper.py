@@ -44,6 +44,7 @@ METRICS = {
 }
 
 _KEYS = ("title", "also", "claims")
+_KINDS = {"published": list, "checks": list, "metrics": list, "why": dict, "regime": str}
 
 #: The axis that is averaged over.
 SEED = "seed"
@@ -266,6 +267,15 @@ def claims(table: object, values: Mapping[str, Iterable[str]], where: str) -> tu
 
 def claim(entry: Mapping[str, Any], where: str) -> Claim:
     """One claim from its table."""
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where}: a claim is a table, got {entry!r}")
+    for key, kind in _KINDS.items():
+        if not isinstance(entry.get(key, kind()), kind):
+            raise ConfigError(f"{where}: {key} must be a {kind.__name__}, got {entry[key]!r}")
+    for key in ("published", "checks"):
+        for i, part in enumerate(entry.get(key, ())):
+            if not isinstance(part, Mapping):
+                raise ConfigError(f"{where}.{key}[{i}]: must be a table, got {part!r}")
     known = [spec.name for spec in fields(Claim)]
     for key in entry:
         if key not in known:
@@ -279,7 +289,7 @@ def claim(entry: Mapping[str, Any], where: str) -> Claim:
     metrics = tuple(entry.get("metrics", ())) or tuple(dict.fromkeys(used))
     for metric in metrics:
         if metric not in METRICS:
-            raise ConfigError(f"{where}: no metric {metric!r}; {nearest(metric, METRICS)}")
+            raise ConfigError(f"{where}: no metric {metric!r}; {nearest(str(metric), METRICS)}")
     return Claim(
         entry["of"],
         entry["says"],
