@@ -185,8 +185,8 @@ def test_the_projection_that_is_computed_and_not_used_is_plain_pgd() -> None:
         (lambda: PGD(source=1), "source and target belong together"),
         (lambda: PGD(source=1, target=1), "two different classes, got 1 and 1"),
         (
-            lambda: PGD(aux=5, source=1, target=9).goal(Tests(make_dataset(), torch.device("cpu")), 0),
-            "target=9 is no class",
+            lambda: PGD(aux=5, source=1, target=99).goal(Tests(make_dataset(), torch.device("cpu")), 0),
+            "target=99 is no class",
         ),
         (lambda: PGD(rescale_above=-1.0), "rescale_above must be a learning rate >= 0"),
         (lambda: PGD(lr=1e20, boost=1e20, boost_on="loss"), "at most 1e30"),
