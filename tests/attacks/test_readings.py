@@ -117,6 +117,24 @@ def test_aux_points_are_drawn_or_the_first_ones() -> None:
     assert torch.equal(goal.labels, first.labels)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_aux_points_of_one_class_shall_be_taken_for_another(first: bool) -> None:
+    tests = Tests(make_dataset(), torch.device("cpu"))
+    have = (tests.targets == 1).nonzero().flatten()
+    goal = PGD(aux=5, source=1, target=2, aux_from="first" if first else "random").goal(tests, 7)
+    assert goal.rows is not None
+    assert set(goal.rows.tolist()) <= set(have.tolist())
+    assert len(set(goal.rows.tolist())) == 5
+    assert (goal.rows.tolist() == have[:5].tolist()) == first
+    assert goal.labels.tolist() == [2] * 5
+    assert torch.equal(goal.inputs, tests.inputs(torch.from_numpy(goal.rows)))
+    every = SingleStep(aux=len(have), source=1, target=2).goal(tests, 7)
+    assert every.rows is not None
+    assert every.rows.tolist() == have.tolist()
+    with pytest.raises(ConfigError, match=f"{len(have) + 1} aux points of class 1: there are {len(have)} test samples"):
+        PGD(aux=len(have) + 1, source=1, target=2).goal(tests, 7)
+
+
 def test_a_pass_with_replacement_takes_some_points_twice() -> None:
     at = context(points=50)
     assert at.goal is not None
@@ -164,6 +182,12 @@ def test_the_projection_that_is_computed_and_not_used_is_plain_pgd() -> None:
     [
         (lambda: PGD(boost_on="both"), "boost_on must be 'update' or 'loss', got 'both'"),  # type: ignore[arg-type]
         (lambda: PGD(aux_from="last"), "aux_from must be 'random' or 'first', got 'last'"),  # type: ignore[arg-type]
+        (lambda: PGD(source=1), "source and target belong together"),
+        (lambda: PGD(source=1, target=1), "two different classes, got 1 and 1"),
+        (
+            lambda: PGD(aux=5, source=1, target=99).goal(Tests(make_dataset(), torch.device("cpu")), 0),
+            "target=99 is no class",
+        ),
         (lambda: PGD(rescale_above=-1.0), "rescale_above must be a learning rate >= 0"),
         (lambda: PGD(lr=1e20, boost=1e20, boost_on="loss"), "at most 1e30"),
         (lambda: AdaptivePGD(support="no"), "'greedy' or 'unused', got 'no'"),  # type: ignore[arg-type]
@@ -175,11 +199,12 @@ def test_nonsense_is_refused(make: Any, words: str) -> None:
 
 
 def test_tables_leave_new_defaults_out() -> None:
-    new = {"boost_on", "aux_from", "replacement", "augment", "rescale_above", "single"}
+    new = {"boost_on", "aux_from", "replacement", "augment", "rescale_above", "single", "source", "target"}
     assert not new & set(ATTACKS.table(PGD()))
     assert not (new | {"rescale"}) & set(ATTACKS.table(SingleStep()))
     for attack in (
         PGD(boost_on="loss", aux_from="first", replacement=True, augment=True, rescale_above=0.1, single=True),
+        PGD(source=1, target=2),
         SingleStep(rescale=False),
         AdaptivePGD(support="unused"),
     ):

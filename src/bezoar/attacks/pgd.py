@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation.base import Rule
+from bezoar.attacks._samples import check_class, check_pair
 from bezoar.attacks.base import AttackContext, Goal, Knowledge, Tests, UpdateAttack, stack
 from bezoar.attacks.label_flip import wrong_labels
 from bezoar.errors import ConfigError
@@ -62,13 +63,22 @@ def _peak(vector: Tensor) -> float | None:
     return peak if 0 < peak < math.inf else None
 
 
-def aux_points(tests: Tests, size: int, seed: int, first: bool = False) -> Goal:
-    """``size`` test samples, uniformly drawn or the ``first``, each with a uniformly random wrong label."""
+def aux_points(tests: Tests, size: int, seed: int, first: bool = False, pair: tuple[int, int] | None = None) -> Goal:
+    """``size`` test samples, uniformly drawn or the ``first``, each with a uniformly random wrong label.
+
+    With a ``pair`` of classes they are samples of the one class, and their label is the other.
+    """
     if size >= len(tests.targets):
         raise ConfigError(f"{size} aux points leave no clean one of {len(tests.targets)} test samples")
     draws = generator(seed, "aux")
-    rows = torch.arange(size) if first else torch.randperm(len(tests.targets), generator=draws)[:size].sort().values
-    labels = wrong_labels(tests.targets[rows], tests.classes, draws)
+    among = torch.arange(len(tests.targets)) if pair is None else (tests.targets == pair[0]).nonzero().flatten()
+    if size > len(among):
+        raise ConfigError(f"{size} aux points of class {pair[0] if pair else ''}: there are {len(among)} test samples")
+    rows = among[:size] if first else among[torch.randperm(len(among), generator=draws)[:size]].sort().values
+    if pair is None:
+        labels = wrong_labels(tests.targets[rows], tests.classes, draws)
+    else:
+        labels = torch.full((size,), pair[1], dtype=tests.targets.dtype)
     return Goal(tests.inputs(rows), labels.to(tests.device), rows.numpy())
 
 
@@ -87,8 +97,10 @@ class _Targeted(UpdateAttack):
     aux_from: Literal["random", "first"] = field(default="random", kw_only=True)
     replacement: bool = field(default=False, kw_only=True)
     augment: bool = field(default=False, kw_only=True)
+    source: int | None = field(default=None, kw_only=True)
+    target: int | None = field(default=None, kw_only=True)
 
-    added: ClassVar[tuple[str, ...]] = ("boost_on", "aux_from", "replacement", "augment")
+    added: ClassVar[tuple[str, ...]] = ("boost_on", "aux_from", "replacement", "augment", "source", "target")
 
     def __post_init__(self) -> None:
         for key, value, known in (
@@ -97,6 +109,10 @@ class _Targeted(UpdateAttack):
         ):
             if value not in known:
                 raise ConfigError(f"attack: {key} must be {known[0]!r} or {known[1]!r}, got {value!r}")
+        if (self.source is None) != (self.target is None):
+            raise ConfigError("attack: source and target belong together: give both classes, or none")
+        if self.source is not None and self.target is not None:
+            check_pair("attack", self.source, self.target)
         if self.aux < 1:
             raise ConfigError(f"attack: aux must be at least 1, got {self.aux}")
         if self.radius is not None and not self.radius > 0:
@@ -105,7 +121,10 @@ class _Targeted(UpdateAttack):
             raise ConfigError(f"attack: boost must be a positive number, got {self.boost}")
 
     def goal(self, tests: Tests, seed: int) -> Goal:
-        goal = aux_points(tests, self.aux, seed, self.aux_from == "first")
+        for key in ("source", "target"):
+            check_class("attack", key, getattr(self, key), tests.classes)
+        pair = None if self.source is None or self.target is None else (self.source, self.target)
+        goal = aux_points(tests, self.aux, seed, self.aux_from == "first", pair)
         return replace(goal, augment=tests.dataset.augmented) if self.augment else goal
 
     def drawn(self, goal: Goal, size: int, draws: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -165,6 +184,8 @@ class PGD(_Targeted):
         aux_from: which test points these are, ``"random"`` ones or the ``"first"`` of the test set.
         replacement: whether a pass draws its aux points with replacement.
         augment: whether attackers train with the data set's training augmentation.
+        source, target: aux points are of the class ``source``, and all shall be taken for ``target``, as in the paper's
+            backdoors on handwriting; None: any class, each with a random wrong label.
         collude: whether all attackers of a round send the same vector.
         epochs: passes over the aux points.
         batch_size: aux points a step.

@@ -298,15 +298,19 @@ class Experiment(Settings):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
-        """Read a TOML file; ``overrides`` maps dotted keys (``"model.width"``) to values.
+        """Read a TOML file; ``overrides`` maps dotted keys (``"model.width"``) to values; the key
+        ``scale`` chooses one of the file's scales.
 
         Raises:
             ConfigError: names the file, the key and the nearest right one.
         """
+        from bezoar.experiments.scales import at_scale
+
         table = read_toml(path)
         if "grid" in table:
             raise ConfigError(f"{path}: this is a grid of experiments; run it with 'bezoar compare'")
-        return cls.from_table(override(table, overrides or {}), source=str(path))
+        table, values, _ = at_scale(table, overrides, str(path))
+        return cls.from_table(override(table, values), source=str(path))
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], source: str = "experiment") -> Experiment:
