@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from bezoar.regime import regime
-from bezoar.reports import comparison_table, load, tables
+from bezoar.reports import comparison_table, load, tables, words
 from bezoar.reports.page import render
+from bezoar.reports.records import as_comparison
+from bezoar.reports.rows import grid
 from tests.reports.fakes import two_by_two, write_run
 
 
@@ -46,6 +48,8 @@ def test_one_run_names_its_regime_in_every_table(clients: str, adaptive: bool, n
         assert f"Regime: {name}." in table.text()
         assert f"% Regime: {name}." in table.latex()
     assert f"Regime: {name}." in render(run)
+    (sentence,) = (s for s in words.summary(grid(as_comparison(run))) if s.startswith("Regime"))
+    assert sentence == f"Regime: {name}."
 
 
 def test_two_regimes_are_told_apart_by_the_axis_that_decides(tmp_path: Path) -> None:

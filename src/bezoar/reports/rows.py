@@ -214,6 +214,12 @@ class Grid:
         numbers = {name: sorted({row.number for row, _, other in known if other == name}) for name in names}
         return {name: f"settings {', '.join(map(str, rows))}" for name, rows in numbers.items()}
 
+    @property
+    def regime_note(self) -> str:
+        """A sentence that names the regime, or the regimes and where each applies; empty if the records do not say."""
+        found = [name + (f" ({where})" if where else "") for name, where in self.regimes.items()]
+        return f"Regime: {'; '.join(found)}." if found else ""
+
     @cached_property
     def missing(self) -> tuple[Cell, ...]:
         """The cells without a finished run."""

@@ -490,8 +490,7 @@ def _grid(records: Comparison | Run | Grid) -> Grid:
 
 def _named(g: Grid, table: Table) -> Table:
     """The table with a note that names its regime: numbers of different ones can not be compared."""
-    found = [name + (f" ({where})" if where else "") for name, where in g.regimes.items()]
-    return replace(table, notes=(*table.notes, f"Regime: {'; '.join(found)}.")) if found else table
+    return replace(table, notes=(*table.notes, g.regime_note)) if g.regime_note else table
 
 
 def _label_columns(g: Grid) -> list[Column]:
