@@ -141,6 +141,16 @@ def test_agrees_with_algorithm_10_spelt_out(options: dict[str, Any], rows: int) 
     np.testing.assert_allclose(found, oracle(server, updates, rates), rtol=1e-9, atol=1e-12)
 
 
+def test_what_moves_by_zero_leaves_its_cells_alone() -> None:
+    # One row of three remembers something, the median is zero: coordinate 0 is chosen for want of a larger one.
+    server = FetchSGD(k=1, rows=3, columns=640)
+    error = torch.zeros(3, 640)
+    error[0, server.sketch(5).places(torch.tensor([0]))[0]] = 5.0
+    step = server.step(torch.zeros(5), 0.1, {"error": error, "momentum": torch.zeros(3, 640)})
+    assert step.values.tolist() == [0.0]
+    assert torch.equal(step.state["error"], error)
+
+
 @pytest.mark.parametrize("placement", ["inside", "inside-momentum", "outside"])
 @pytest.mark.parametrize("masking", ["zero", "none"])
 @pytest.mark.parametrize("k", [3, 40])
