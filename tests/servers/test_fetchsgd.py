@@ -215,8 +215,13 @@ def test_nonsense_is_refused(options: dict[str, Any]) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="k=11 is more than the model's 10 parameters"):
         FetchSGD(k=11).step(torch.zeros(10), 0.1, {})
+    with pytest.raises(ConfigError, match="table of 5000000000000 cells for 10 parameters"):
+        FetchSGD(k=1, columns=10**12).step(torch.zeros(10), 0.1, {})
     with pytest.raises(ConfigError, match=r"float32 or float64 \[5, 1\]"):
         FetchSGD(k=1).step_sketched(torch.zeros(3, 1), 10, 0.1, {})
+    for columns in (10**12, 0, "0%"):
+        with pytest.raises(ConfigError, match="defence"):
+            run(tiny(defence={"preset": "fetchsgd", "columns": columns}))
     with pytest.raises(DivergedError):
         FetchSGD(k=1).step(torch.tensor([1.0, math.nan] * 5), 0.1, {})
 

@@ -14,6 +14,9 @@ from bezoar.kernels.topk import clear_, scaled
 from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
 from bezoar.servers.traffic import Traffic, dense, sparse
 
+#: A table of 8 GB in float32; the server keeps two.
+MOST_CELLS = 2**31
+
 
 @dataclass(frozen=True)
 class FetchSGD(Server):
@@ -84,9 +87,16 @@ class FetchSGD(Server):
     def check(self, d: int) -> None:
         if self.count(d) > d:
             raise ConfigError(f"FetchSGD: k={self.k} is more than the model's {d} parameters")
+        if self.cells(d) > MOST_CELLS:
+            raise ConfigError(
+                f"FetchSGD: rows={self.rows} x columns={self.columns} is a table of {self.cells(d)} cells for {d} "
+                f"parameters: at most {MOST_CELLS}"
+            )
 
     def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
-        return self.step_sketched(self.sketch(len(aggregate)).insert(aggregate), len(aggregate), lr, state)
+        d = len(aggregate)
+        self.check(d)
+        return self.step_sketched(self.sketch(d).insert(aggregate), d, lr, state)
 
     def step_sketched(self, table: Tensor, d: int, lr: float, state: State) -> Step:
         """One round from the aggregate's sketch, ``table`` [r, c], as ``sketch(d)`` makes it."""
