@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bezoar.errors import DivergedError
 from bezoar.kernels import topk
-from bezoar.kernels.topk import SAMPLE, clear_, scaled, take, top_k, top_k_filled
+from bezoar.kernels.topk import SAMPLE, top_k, top_k_filled
 
 
 def oracle(values: torch.Tensor, k: int) -> list[int]:
@@ -97,18 +97,6 @@ def test_other_types_and_strides() -> None:
     assert torch.equal(top_k(values[::2], 7), plain(values[::2], 7))
     half = values.half()
     assert torch.equal(top_k(half, 7), plain(half.float(), 7))
-
-
-def test_entries_are_taken_and_cleared() -> None:
-    for dtype in (torch.float32, torch.float64, torch.float16):
-        values, index = torch.arange(10, dtype=dtype), torch.tensor([2, 5, 9])
-        taken = take(values, index)
-        assert taken.tolist() == [2, 5, 9]
-        clear_(values, index)
-        assert values.tolist() == [0, 1, 0, 3, 4, 0, 6, 7, 8, 0]
-        assert scaled(taken, 0.3).dtype == dtype
-        assert torch.equal(scaled(taken, 0.3), 0.3 * taken)
-        assert taken.tolist() == [2, 5, 9]
 
 
 @pytest.mark.parametrize("d", [10, 5 * SAMPLE])

@@ -141,6 +141,16 @@ def test_agrees_with_algorithm_10_spelt_out(options: dict[str, Any], rows: int) 
     np.testing.assert_allclose(found, oracle(server, updates, rates), rtol=1e-9, atol=1e-12)
 
 
+def test_what_moves_by_zero_leaves_its_cells_alone() -> None:
+    # One row of three remembers something, the median is zero: coordinate 0 is chosen for want of a larger one.
+    server = FetchSGD(k=1, rows=3, columns=640)
+    error = torch.zeros(3, 640)
+    error[0, server.sketch(5).places(torch.tensor([0]))[0]] = 5.0
+    step = server.step(torch.zeros(5), 0.1, {"error": error, "momentum": torch.zeros(3, 640)})
+    assert step.values.tolist() == [0.0]
+    assert torch.equal(step.state["error"], error)
+
+
 @pytest.mark.parametrize("placement", ["inside", "inside-momentum", "outside"])
 @pytest.mark.parametrize("masking", ["zero", "none"])
 @pytest.mark.parametrize("k", [3, 40])
@@ -205,8 +215,13 @@ def test_nonsense_is_refused(options: dict[str, Any]) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="k=11 is more than the model's 10 parameters"):
         FetchSGD(k=11).step(torch.zeros(10), 0.1, {})
+    with pytest.raises(ConfigError, match="table of 5000000000000 cells for 10 parameters"):
+        FetchSGD(k=1, columns=10**12).step(torch.zeros(10), 0.1, {})
     with pytest.raises(ConfigError, match=r"float32 or float64 \[5, 1\]"):
         FetchSGD(k=1).step_sketched(torch.zeros(3, 1), 10, 0.1, {})
+    for columns in (10**12, 0, "0%"):
+        with pytest.raises(ConfigError, match="defence"):
+            run(tiny(defence={"preset": "fetchsgd", "columns": columns}))
     with pytest.raises(DivergedError):
         FetchSGD(k=1).step(torch.tensor([1.0, math.nan] * 5), 0.1, {})
 

@@ -129,7 +129,7 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
                 f"statistics that no client sends; use GroupNorm"
             )
     weights = flatten(model)
-    experiment.defence.server.check(weights.numel())
+    _at("defence.server", lambda: experiment.defence.server.check(weights.numel()))
     _fits(experiment, held, weights)
     if isinstance(experiment.attack, UpdateAttack) and adversary.knowledge >= Knowledge.DEFENCE:
         update_attack = experiment.attack

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bezoar.errors import ConfigError
+from bezoar.kernels.quiet import take
 from bezoar.kernels.threads import in_threads
-from bezoar.kernels.topk import take, top_k
+from bezoar.kernels.topk import top_k
 from bezoar.seeding import numpy_generator
 
 Array = NDArray[Any]

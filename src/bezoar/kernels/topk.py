@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bezoar.errors import DivergedError
+from bezoar.kernels.quiet import in_numpy, take
 from bezoar.kernels.threads import Worker, in_threads
 
 Array = NDArray[Any]
@@ -49,7 +50,7 @@ def top_k_filled(values: Tensor, k: int, fill: Fill, at: Callable[[Tensor], Tens
     d = len(values)
     if not 0 < k <= d:
         raise ValueError(f"k must be between 1 and {d}, got {k}")
-    if not _in_numpy(values):
+    if not in_numpy(values):
         fill(0, d)
         return _selected(values.abs(), k)
     guess = -1.0
@@ -68,32 +69,6 @@ def top_k_filled(values: Tensor, k: int, fill: Fill, at: Callable[[Tensor], Tens
             # Two sorted runs, which a stable sort merges.
             return torch.from_numpy(np.sort(np.concatenate([found, ties]), kind="stable"))
     return torch.from_numpy(found[_largest(size, k)])
-
-
-def take(values: Tensor, index: Tensor) -> Tensor:
-    """``values[index]``; on a CPU without waking torch's threads, which keep cores busy for a while after use."""
-    if not _in_numpy(values):
-        return values[index]
-    return torch.from_numpy(values.numpy()[index.numpy()])
-
-
-def clear_(values: Tensor, index: Tensor) -> None:
-    """``values[index] = 0``, likewise."""
-    if _in_numpy(values):
-        values.numpy()[index.numpy()] = 0.0
-    else:
-        values.index_fill_(0, index, 0.0)
-
-
-def scaled(values: Tensor, factor: float) -> Tensor:
-    """``factor * values``, likewise."""
-    return (
-        torch.from_numpy(values.numpy() * values.numpy().dtype.type(factor)) if _in_numpy(values) else factor * values
-    )
-
-
-def _in_numpy(values: Tensor) -> bool:
-    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
 
 
 def _selected(size: Tensor, k: int) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
-from bezoar.kernels.topk import clear_, scaled, take, top_k_filled
+from bezoar.kernels.quiet import clear_, scaled, take
+from bezoar.kernels.topk import top_k_filled
 from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
 from bezoar.servers.traffic import Traffic, dense, sparse
 
