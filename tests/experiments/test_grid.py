@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bezoar.errors import ConfigError
+from bezoar.errors import BezoarError, ConfigError
 from bezoar.experiments.grid import Grid, Outcome, compare
 from bezoar.experiments.records import load_tensors
 from bezoar.experiments.run import distances
@@ -158,6 +158,12 @@ def test_comparisons_share_cells(tmp_path: Path) -> None:
     for weights in (tmp_path / "cells").glob("*/weights.safetensors"):
         weights.unlink()
     assert all(outcome.skipped for outcome in compare(large, tmp_path / "three", cells=tmp_path / "cells"))
+
+
+def test_cells_that_can_not_be_written_are_told_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BezoarError, match=r"file: can not be written"):
+        compare(grid(seed=[0]), tmp_path / "out", cells=tmp_path / "file")
 
 
 def test_scale_and_claims_are_kept_with_the_records(tmp_path: Path) -> None:

@@ -188,11 +188,12 @@ def compare(
     or ``"default"`` for those processes.
     """
     folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BezoarError(f"{folder}: can not be written: {error.strerror}") from None
     store = folder / "cells" if cells is None else Path(cells)
+    for directory in (folder, store):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BezoarError(f"{directory}: can not be written: {error.strerror}") from None
     below = Path(os.path.relpath(store, folder)).as_posix()
     index = {
         "name": grid.name,
