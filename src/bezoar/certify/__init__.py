@@ -1,4 +1,4 @@
-"""What can be promised: robustness constants of rules and pipelines, and what nobody can promise.
+"""What can be promised: robustness constants, certified radii and predictions, and what nobody can promise.
 
 >>> from bezoar.aggregation import TrimmedMean
 >>> kappa(TrimmedMean(f=3), n=9)
@@ -6,6 +6,12 @@
 """
 
 from bezoar.certify.constants import breakdown, constants, kappa
+from bezoar.certify.lipschitz import (
+    lower_estimate,
+    softmax_constant,
+    softmax_growth,
+    softmax_smoothness,
+)
 from bezoar.certify.lower_bound import (
     Dilemma,
     aggregation_floor,
@@ -14,15 +20,41 @@ from bezoar.certify.lower_bound import (
     learnable,
     learning_floor,
 )
+from bezoar.certify.prediction import certified
+from bezoar.certify.radius import (
+    error_feedback_bound,
+    exact_solution,
+    guaranteed_loss_rate,
+    invalid_below_lr_one,
+    log_radius,
+    log_reach,
+    poison_bound,
+    safe_bound,
+    update_bound,
+)
 
 __all__ = [
     "Dilemma",
     "aggregation_floor",
     "breakdown",
+    "certified",
     "constants",
     "dilemma",
     "dissimilarity",
+    "error_feedback_bound",
+    "exact_solution",
+    "guaranteed_loss_rate",
+    "invalid_below_lr_one",
     "kappa",
     "learnable",
     "learning_floor",
+    "log_radius",
+    "log_reach",
+    "lower_estimate",
+    "poison_bound",
+    "safe_bound",
+    "softmax_constant",
+    "softmax_growth",
+    "softmax_smoothness",
+    "update_bound",
 ]
