@@ -36,7 +36,9 @@ def products(features: Tensor, weights: Tensor | None = None) -> Tensor:
     if not torch.isfinite(features).all():
         raise ConfigError("features must be finite")
     size = features.double().abs()
-    shares = torch.full((len(size),), 1 / len(size), dtype=size.dtype, device=size.device) if weights is None else weights
+    shares = (
+        torch.full((len(size),), 1 / len(size), dtype=size.dtype, device=size.device) if weights is None else weights
+    )
     return (size * shares.to(size.device, size.dtype)[:, None]).T @ size
 
 
