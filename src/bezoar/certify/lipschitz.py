@@ -1,9 +1,12 @@
 r"""Coordinate-Lipschitz constants: by how much a gradient's entry changes when the model moves.
 
-A field G: R^d -> R^d of updates is c-coordinate-Lipschitz if :math:`|G_i(\theta) - G_i(\theta')| \le c |\theta - \theta'|_1`
-for every coordinate i; for a gradient, c bounds the entries of the Hessian. Constants are *proved* here for softmax
-regression only. For other models there is :func:`lower_estimate`, which is what it is called: no certificate follows from
-it. Proofs are in docs/certificates.md.
+A field G: R^d -> R^d of updates is c-coordinate-Lipschitz if for every coordinate i
+
+.. math:: |G_i(\theta) - G_i(\theta')| \le c\, |\theta - \theta'|_1 ;
+
+for a gradient, c bounds the entries of the Hessian. Constants are *proved* here for softmax regression only. For other
+models there is :func:`lower_estimate`, which is what it is called: no certificate follows from it. Proofs are in
+docs/certificates.md.
 """
 
 from __future__ import annotations
@@ -97,9 +100,9 @@ def lower_estimate(
 ) -> float:
     r"""A **lower** estimate of c for any field of updates: the largest ratio that a search finds near ``weights``.
 
-    Every ratio :math:`|G(\theta + h e_j) - G(\theta)|_\infty / h` that it looks at is attained, so the true constant is no
-    smaller (up to rounding); it may be far larger elsewhere. From ``starts`` drawn coordinates j it goes on to the
-    coordinate that reacted most, up to ``steps`` times.
+    Every ratio :math:`|G(\theta + h e_j) - G(\theta)|_\infty / h` that it looks at is attained, so the true constant
+    is no smaller (up to rounding); it may be far larger elsewhere. From ``starts`` drawn coordinates j it goes on to
+    the coordinate that reacted most, up to ``steps`` times.
 
     Args:
         field: the update [d] at a model [d]; must not change its argument.

@@ -1,8 +1,8 @@
 r"""Predictions that can not change while a linear model stays within a certified radius.
 
-The clean model scores class a of a sample x as :math:`\langle\theta_a, x\rangle` (x with its bias entry 1) and predicts y.
-If :math:`\theta` moves by :math:`\delta`, the margin of y over b moves by :math:`\langle\delta_y - \delta_b, x\rangle`, which
-is at most (Hölder; the two rows share no coordinate)
+The clean model scores class a of a sample x (with its bias entry 1) as :math:`\langle\theta_a, x\rangle` and predicts
+y. If :math:`\theta` moves by :math:`\delta`, the margin of y over b moves by
+:math:`\langle\delta_y - \delta_b, x\rangle`, which is at most (Hölder; the two rows share no coordinate)
 
 .. math:: (|\delta_y|_1 + |\delta_b|_1) |x|_\infty \le |\delta|_1 |x|_\infty, \qquad
           \|\delta_y - \delta_b\|_2 \|x\|_2 \le \sqrt2\, \|\delta\|_2 \|x\|_2 .

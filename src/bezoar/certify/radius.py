@@ -1,16 +1,16 @@
 r"""How far poisoning can move a model: the recurrence of SparseFed's certificate, in log space.
 
 Two runs start from the same model and see the same cohorts; in one of them some clients send what they like. With
-:math:`\delta_t` the distance of the two models before round t, the rate :math:`\lambda_t`, the ``growth`` g (by how much
-honest updates of the two runs can differ, per unit of distance) and the ``force`` b (by how much attackers, and what error
-feedback held back, can make steps differ beside that):
+:math:`\delta_t` the distance of the two models before round t, the rate :math:`\lambda_t`, the ``growth`` g (by how
+much honest updates of the two runs can differ, per unit of distance) and the ``force`` b (by how much attackers, and
+what error feedback held back, can make steps differ beside that):
 
 .. math:: \delta_{t+1} \le \delta_t (1 + g \lambda_t) + \lambda_t b .
 
 For SparseFed in the l1 norm g = w c and b = rho + 2 gamma, with w = min(d, 2k), the coordinate-Lipschitz constant c,
 rho of :func:`poison_bound` and gamma of :func:`error_feedback_bound`. Proofs, and why the closed forms printed in the
-paper do not follow, are in docs/certificates.md. Every radius is given as its natural logarithm, which can not overflow;
-a radius of zero is minus infinity.
+paper do not follow, are in docs/certificates.md. Every radius is given as its natural logarithm, which can not
+overflow; a radius of zero is minus infinity.
 
 Panda, Mahloujifar, Bhagoji, Chakraborty, Mittal: SparseFed, AISTATS 2022, Algorithm 3.
 """
@@ -128,7 +128,8 @@ def log_radius(
 def exact_solution(lrs: Iterable[float], growth: float, force: float) -> float:
     r"""What the recurrence gives in the end where growth and force do not change, for any schedule.
 
-    .. math:: r_T = \frac{b}{g} \Big(\prod_t (1 + g \lambda_t) - 1\Big), \qquad r_T = b \sum_t \lambda_t \text{ if } g = 0
+    .. math:: r_T = \frac{b}{g} \Big(\prod_t (1 + g \lambda_t) - 1\Big), \qquad
+              r_T = b \sum_t \lambda_t \text{ if } g = 0
 
     >>> math.isclose(exact_solution([0.5, 0.5], 2.0, 1.0), math.log(1.5))
     True
@@ -159,8 +160,8 @@ def invalid_below_lr_one(lrs: Iterable[float], growth: float, force: float) -> f
 
     .. math:: b\, \Lambda\, (1 + g)^{\Lambda}
 
-    It rests on 1 + g lr <= (1 + g)^lr, Bernoulli's inequality, which for 0 < lr < 1 holds the other way round. It is here
-    to be compared with, never to be relied upon: the example in docs/certificates.md exceeds it 2.6 million times.
+    It rests on 1 + g lr <= (1 + g)^lr, Bernoulli's inequality, which for 0 < lr < 1 holds the other way round. It is
+    here to be compared with, never to be relied upon: the example below exceeds it 2.6 million times.
 
     >>> round(math.exp(invalid_below_lr_one([0.1] * 10, growth=100.0, force=1.0)))
     101
@@ -255,8 +256,8 @@ def memory_bound(loss_rate: float, update: float) -> float:
 def error_feedback_bound(loss_rate: float, update: float) -> float:
     r"""gamma = 2 U omega / (1 - omega) (Lemma 3): error feedback moves a step by at most 2 gamma more in one run.
 
-    It has to hold in the *poisoned* run too, whatever the attackers send: :func:`guaranteed_loss_rate` does, a rate that
-    was measured on some runs is an assumption about all others.
+    It has to hold in the *poisoned* run too, whatever the attackers send: :func:`guaranteed_loss_rate` does, a rate
+    that was measured on some runs is an assumption about all others.
     """
     return 2 * memory_bound(loss_rate, update)
 
@@ -266,8 +267,8 @@ def log_reach(lrs: Iterable[float], loss_rate: float, update: float) -> tuple[fl
 
     .. math:: r_t \le 2 \frac{U}{1 - \omega} \sum_{s \le t} \lambda_s
 
-    since no step is longer than lr (|W|_1 + U) = lr U / (1 - omega). It needs no Lipschitz constant, holds with momentum
-    (in U) and for every model; a certificate that exceeds it says nothing.
+    since no step is longer than lr (|W|_1 + U) = lr U / (1 - omega). It needs no Lipschitz constant, holds with
+    momentum (in U) and for every model; a certificate that exceeds it says nothing.
 
     >>> [round(math.exp(r), 6) for r in log_reach([0.5, 0.25], loss_rate=0.5, update=1.0)]
     [2.0, 3.0]

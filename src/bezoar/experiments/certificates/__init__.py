@@ -1,7 +1,7 @@
 """Certificates of experiments: what is promised, run against what attacks achieve.
 
-A method is a function from a :class:`Request` to an :class:`Outcome`, registered in :data:`METHODS` by name. Its mathematics
-lies in :mod:`bezoar.certify`.
+A method is a function from a :class:`Request` to an :class:`Outcome`, registered in :data:`METHODS` by name. Its
+mathematics lies in :mod:`bezoar.certify`.
 """
 
 from __future__ import annotations

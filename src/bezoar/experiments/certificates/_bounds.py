@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bezoar.certify.error_feedback import Apart
 from bezoar.certify.lipschitz import softmax_growth
 from bezoar.certify.radius import (
     error_feedback_bound,
@@ -80,21 +81,26 @@ def march(facts: Sequence[Fact], server: Server, loss_rate: float, c: float | No
 
 
 def convex(facts: Sequence[Fact], server: Server) -> March | None:
-    """The recurrence in the l2 norm, where gradient steps do not drive models apart; None where it does not hold."""
-    if server.k < server.d or server.momentum or facts[0].regression is None:
-        return None
+    """The recurrence in the l2 norm, where gradient steps do not drive models apart; None where it does not hold.
 
-    def growth(fact: Fact, log_radius: float) -> float:
+    It holds whatever top-k leaves behind. What was not measured of the clean run is bounded by the clipping radius.
+    """
+    if server.momentum or facts[0].regression is None:
+        return None
+    kept = math.sqrt(guaranteed_loss_rate(server.k, server.d)) if server.sparse else 0.0
+    state, memory = Apart(), 0.0
+    radii, growths, rhos = [], [], []
+    for fact, following in zip(facts, [*facts[1:], facts[-1]], strict=True):
         found = fact.regression
         assert found is not None
-        beyond = max(0.0, fact.lr * found.smoothness - 2)
-        free = beyond / fact.lr if fact.lr else 0.0
-        return free + _clipped_growth(fact, found.own, log_radius, 1.0)
-
-    def force(fact: Fact) -> float:
-        return poison_bound(fact.attackers, fact.cohort, fact.radius, 1, fact.honest)
-
-    return _march(facts, growth, force, 0.0, 0.0)
+        growths.append(_clipped_growth(fact, found.own, state.distance(fact.lr), 1.0))
+        rhos.append(poison_bound(fact.attackers, fact.cohort, fact.radius, 1, fact.honest))
+        update = fact.radius if fact.update is None else fact.update * (1 + _ROUNDING)
+        memory = kept * (memory + update) if fact.memory is None else fact.memory * (1 + _ROUNDING)
+        state = state.after(fact.lr, found.smoothness, growths[-1], rhos[-1], kept, fact.radius, update, memory)
+        radii.append(state.distance(fact.lr))
+        state = state.at(fact.lr, following.lr)
+    return March(tuple(radii), tuple(growths), tuple(rhos))
 
 
 def _clipped_growth(fact: Fact, per_unit: Tensor, log_radius: float, factor: float) -> float:

@@ -57,8 +57,8 @@ def check_covered(experiment: Experiment) -> None:
     if not isinstance(clients, Gradient) or clients.momentum:
         kind = CLIENTS.name(clients) + (" with momentum" if clients.momentum else "")
         raise UnsupportedError(
-            f"clients: the radius is certified for clients that send one gradient, not for {kind!r}: how much updates of "
-            "several local steps differ is not known; use clients = 'gradient'"
+            f"clients: the radius is certified for clients that send one gradient, not for {kind!r}, of whose updates "
+            "it is not known how much they differ; use clients = 'gradient'"
         )
     if experiment.adversary.sybils:
         raise UnsupportedError(
@@ -68,8 +68,8 @@ def check_covered(experiment: Experiment) -> None:
     rule = pipeline.rule if isinstance(pipeline, Pipeline) else pipeline
     if not clips or math.isinf(experiment.defence.radius(1.0)):
         raise UnsupportedError(
-            "defence.pipeline: without clipping, and clipping alone, before the mean an attacker's push has no bound; use "
-            'preset = "sparsefed" or "clip" with a radius'
+            "defence.pipeline: the push of an attacker is bounded where updates are clipped, and nothing but clipped, "
+            'before the mean; use preset = "sparsefed" or "clip" with a radius'
         )
     if not isinstance(rule, Mean) or rule.weighted:
         raise UnsupportedError(

@@ -46,6 +46,8 @@ class Fact:
         radius: the clipping radius.
         norms: lengths of the clean run's updates before clipping [n], None where they were not computed.
         regression: None for other models.
+        update, memory: l2 norms of the clean run's mean update, and of its error memory after the round; None where
+            they were not measured.
     """
 
     round: int
@@ -55,6 +57,8 @@ class Fact:
     radius: float
     norms: Tensor | None = None
     regression: Regression | None = None
+    update: float | None = None
+    memory: float | None = None
 
     @property
     def honest(self) -> float:
@@ -68,7 +72,7 @@ def is_softmax_regression(model: nn.Module) -> bool:
     """Whether the model is one linear layer with bias on the flattened sample."""
     layers = list(model.children())
     shapes = isinstance(model, nn.Sequential) and [type(layer) for layer in layers] == [nn.Flatten, nn.Linear]
-    return shapes and layers[1].bias is not None
+    return shapes and isinstance(layers[1].bias, nn.Parameter)
 
 
 def round_of(setup: Setup, t: int) -> tuple[Round, int]:
@@ -111,7 +115,9 @@ def _regression(x: Tensor, owners: Tensor) -> Regression:
     squares = x.square().sum(1)
 
     def of_client(values: Tensor) -> Tensor:
-        return torch.zeros(n, dtype=torch.float64, device=x.device).index_add_(0, place, values) / counts
+        totals = torch.zeros(n, dtype=torch.float64, device=x.device).index_add_(0, place, values)
+        mean: Tensor = totals / counts
+        return mean
 
     return Regression(
         products(x, weights),
@@ -130,11 +136,14 @@ class Measured:
         weights: the model after it, flat [d] (the run's own, which the next round changes).
         loss_rate: what share of the l1 norm top-k left behind.
         attackers: how many attacked.
+        update, memory: l2 norms of the mean update, and of the error memory after it.
     """
 
     weights: Tensor
     loss_rate: float
     attackers: int
+    update: float
+    memory: float
 
 
 def rounds(setup: Setup) -> Iterator[Measured]:
@@ -150,7 +159,12 @@ def rounds(setup: Setup) -> Iterator[Measured]:
         if record["skipped"] is not None:
             raise BezoarError(f"round {state.round} was skipped ({record['skipped']}): no certificate covers that")
         attackers = record["attackers"] if record["attacking"] else 0
-        yield Measured(setup.weights, _loss_rate(setup, before, state), attackers)
+        update, memory = (_length(state.last["aggregate"]), _length(state.server.get("error")))
+        yield Measured(setup.weights, _loss_rate(setup, before, state), attackers, update, memory)
+
+
+def _length(vector: Tensor | None) -> float:
+    return 0.0 if vector is None else float(vector.double().norm())
 
 
 def _loss_rate(setup: Setup, before: State, after: State) -> float:

@@ -26,14 +26,17 @@ from bezoar.seeding import generator, numpy_generator
 from bezoar.updates.base import Updates
 from bezoar.updates.stacked import Stacked
 
+Norm = Literal["l1", "l2"]
+NORMS: tuple[Norm, ...] = ("l1", "l2")
+
 
 @dataclass(frozen=True, eq=False)
 class Push(UpdateAttack):
     """All attackers send one update of length L, every round the way in which the models lie apart already.
 
     ``how`` is the shape of the push: along the displacement ("along"), along its signs, which is the longest in the l1
-    norm ("signs"), along its largest coordinate ("coordinate"), or always along ``first`` ("steady"). ``path`` [T + 1] is
-    the clean run, ``first`` [d] the push while the models agree.
+    norm ("signs"), along its largest coordinate ("coordinate"), or always along ``first`` ("steady"). ``path`` [T + 1]
+    is the clean run, ``first`` [d] the push while the models agree.
     """
 
     path: Sequence[Tensor]
@@ -87,7 +90,11 @@ class Search:
         flipped = self.flipped
         return 0 if flipped is None or self.certified is None else int((flipped & self.certified).sum())
 
-    def nearest(self, norm: Literal["l1", "l2"]) -> Trial | None:
+    def beyond(self) -> int:
+        """How many attacks got out of a radius: more than none refutes the certificate."""
+        return sum(trial.l1 > 1 or (trial.l2 or 0) > 1 for trial in self.trials)
+
+    def nearest(self, norm: Norm) -> Trial | None:
         """The attack that came nearest to the radius."""
         known = [trial for trial in self.trials if getattr(trial, norm) is not None]
         return max(known, key=lambda trial: float(getattr(trial, norm))) if known else None
@@ -102,7 +109,7 @@ class Search:
     def record(self) -> dict[str, Any]:
         """For certificate.json."""
         flipped = self.flipped
-        near = {norm: self.nearest(norm) for norm in ("l1", "l2")}  # type: ignore[arg-type]
+        near = {norm: self.nearest(norm) for norm in NORMS}
         return {
             "attacks": len(self.trials),
             "kinds": {
@@ -122,7 +129,7 @@ class Search:
                 norm: None if trial is None else {"attack": trial.name, "share": getattr(trial, norm)}
                 for norm, trial in near.items()
             },
-            "beyond_radius": sum(trial.l1 > 1 or (trial.l2 or 0) > 1 for trial in self.trials),
+            "beyond_radius": self.beyond(),
             "flipped_by_any": None if flipped is None else float(flipped.double().mean()),
             "certified_but_flipped": self.broken(),
         }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bezoar.certify.radius import error_feedback_bound, guaranteed_loss_rate, update_bound
 from bezoar.experiments.certificates._cell import Cell
+from bezoar.experiments.certificates._search import NORMS
 from bezoar.reports import Column, Table
 
 _LOG10 = math.log(10)
@@ -105,27 +106,26 @@ def _gammas(cell: Cell) -> str:
     return f"{error_feedback_bound(always, update):.3g} / {shown}"
 
 
-def search_table(cells: Sequence[Cell]) -> Table | None:
-    """Kinds of attacks down: how near each came to the radii, for the first k."""
-    found = cells[0].search
+def search_table(cell: Cell) -> Table | None:
+    """Kinds of attacks down: how near each came to the radii."""
+    found = cell.search
     if found is None:
         return None
     columns = (
         Column("attack", "attack", numeric=False),
         Column("attacks", "tried"),
-        Column("l1", "of ℓ1 radius", "%", 100, 1),
-        Column("l2", "of ℓ2 radius", "%", 100, 1),
+        Column("l1", "of ℓ1 radius", "%"),
+        Column("l2", "of ℓ2 radius", "%"),
         Column("flipped", "most labels changed"),
     )
     rows = []
     for name, trials in found.kinds().items():
         shares = [trial.l2 for trial in trials if trial.l2 is not None]
         labels = [int(trial.flipped.sum()) for trial in trials if trial.flipped is not None]
-        rows.append(
-            (name, len(trials), max(t.l1 for t in trials), max(shares, default=None), max(labels, default=None))
-        )
-    title = f"{len(found.trials)} attacks, k = {cells[0].server.k:,}: the largest share of the radius that each reached"
-    return Table("attacks", title, columns, tuple(rows))
+        near = f"{100 * max(trial.l1 for trial in trials):.3g}", f"{100 * max(shares):.3g}" if shares else None
+        rows.append((name, len(trials), *near, max(labels, default=None)))
+    title = f"{len(found.trials)} attacks, k = {cell.server.k:,}: the largest share of the radius that each reached"
+    return Table(f"attacks-k{cell.server.k}", title, columns, tuple(rows))
 
 
 def words(cells: Sequence[Cell], assumed: bool) -> tuple[str, ...]:
@@ -138,14 +138,16 @@ def words(cells: Sequence[Cell], assumed: bool) -> tuple[str, ...]:
 def _verdict(cell: Cell) -> list[str]:
     name, bound = f"k = {cell.server.k:,}", cell.bound[-1]
     size = f"the certified ℓ1 radius is {amount(bound)} (log10 {bound / _LOG10:.2f})"
+    if cell.convex is not None:
+        size += f", the ℓ2 radius {amount(cell.convex.last)}"
     found = cell.predictions
     if found is not None:
         n = len(found.right)
         sure, right = int(found.any.sum()), int((found.any & found.right).sum())
         if sure:
             return [
-                f"{name}: not vacuous. {sure} of {n} predictions ({sure / n:.1%}) can not be changed by any attack of these "
-                f"attackers, {right} of them right; {size}."
+                f"{name}: not vacuous. {sure} of {n} predictions ({sure / n:.1%}) can not be changed by any attack of "
+                f"so many clients, {right} of them right; {size}."
             ]
         return [f"{name}: VACUOUS. No prediction is certified; {size}."]
     if cell.moved is not None:
@@ -171,10 +173,10 @@ def _searched(cell: Cell) -> list[str]:
     if found is None:
         return []
     said = []
-    for norm in ("l1", "l2"):
-        near = found.nearest(norm)  # type: ignore[arg-type]
-        if near is not None:
-            said.append(f"{norm.replace('l', 'ℓ')} {getattr(near, norm):.1%} ({near.name})")
+    for norm in NORMS:
+        best = found.nearest(norm)
+        if best is not None:
+            said.append(f"{norm.replace('l', 'ℓ')} {100 * getattr(best, norm):.3g}% ({best.name})")
     flipped = found.flipped
     end = (
         ""
@@ -184,12 +186,11 @@ def _searched(cell: Cell) -> list[str]:
             f"{found.broken()}"
         )
     )
-    return [
-        f"k = {cell.server.k:,}: of {len(found.trials)} attacks none got out of the radius; the nearest: "
-        f"{', '.join(said)}{end}."
-        if all(t.l1 <= 1 and (t.l2 or 0) <= 1 for t in found.trials) and not found.broken()
-        else f"k = {cell.server.k:,}: AN ATTACK REFUTES THE CERTIFICATE: {', '.join(said)}{end}. Please report this."
-    ]
+    near = f"{', '.join(said)}{end}"
+    name = f"k = {cell.server.k:,}"
+    if found.beyond() or found.broken():
+        return [f"{name}: AN ATTACK REFUTES THE CERTIFICATE, which is an error of this library: {near}."]
+    return [f"{name}: of {len(found.trials)} attacks none got out of the radius; the nearest: {near}."]
 
 
 def _rests(cells: Sequence[Cell], assumed: bool) -> list[str]:
@@ -202,20 +203,25 @@ def _rests(cells: Sequence[Cell], assumed: bool) -> list[str]:
     proved = cell.facts[0].regression is not None and not assumed
     if proved:
         said.append(
-            "Proved from the data: growth and smoothness of softmax regression, clients that clipping may reach apart."
+            "Proved from the data: growth and smoothness of softmax regression, with those clients counted apart that "
+            "clipping may reach."
         )
         if cell.facts[0].norms is not None:
-            said.append("Measured on the clean run, exactly what the proof needs: the lengths of honest updates.")
+            said.append(
+                "Measured on the clean run, on which alone these figures depend: the lengths of honest updates, of "
+                "their mean and of the error memory."
+            )
     elif assumed:
         said.append(f"Assumed: the mean of clipped updates is coordinate-Lipschitz with c = {cell.c:g}, as --c says.")
     elif cell.c is not None:
         said.append(
-            f"Estimated: c >= {cell.c:.3g}, a LOWER estimate near the clean model. The true constant may be far larger, so "
-            "that the recurrence above is no certificate; what clipped steps reach is one."
+            f"Estimated: c >= {cell.c:.3g}, a LOWER estimate near the clean model. The true constant may be far "
+            "larger: the recurrence is then no certificate, and the certified radius is what clipped steps reach."
         )
     if cell.if_measured is not None and cell.server.sparse and cell.server.k < cell.server.d:
         said.append(
-            "Measured on these two runs only: omega. The row that uses it holds if no attack makes top-k leave more behind."
+            "Measured on these two runs only: omega. The row that uses it holds if no attack makes top-k leave more "
+            "behind; the other radii do not need it."
         )
     if any(not c.server.recurrent for c in cells):
         said.append("Momentum before top-k is outside of the theory: the radius is what clipped steps reach.")

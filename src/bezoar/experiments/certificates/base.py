@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,11 @@ class Outcome:
         tables: the table of the command line, then others.
         words: sentences, one a line: what the certificate is worth, and what it rests on.
         plots: figures, written beside the record.
+        rounds: figures of every round, for a file of their own.
     """
 
     record: dict[str, Any]
     tables: tuple[Table, ...]
     words: tuple[str, ...]
     plots: tuple[Plot, ...] = ()
+    rounds: tuple[Mapping[str, Any], ...] = ()

@@ -51,9 +51,9 @@ def certify(request: Request) -> Outcome:
             "no malicious client took part in any round: the certified radius is zero for want of attackers"
         )
     words = _words.words(cells, request.c is not None)
-    tried = _words.search_table(cells)
-    tables = (_words.table(cells), *((tried,) if tried else ()))
-    return Outcome(_record(cells, words), tables, words, (radius_plot(cells),))
+    tables = (_words.table(cells), *(tried for cell in cells if (tried := _words.search_table(cell)) is not None))
+    records = tuple(record for cell in cells for record in _round_records(cell, range(len(cell.facts))))
+    return Outcome(_record(cells, words), tables, words, (radius_plot(cells),), records)
 
 
 def _cell(request: Request, experiment: Experiment) -> Cell:
@@ -118,7 +118,7 @@ class _Run:
                 raise UnsupportedError(
                     f"round {fact.round}: {theirs.attackers} attackers where {fact.attackers} were due"
                 )
-            self.facts.append(fact)
+            self.facts.append(replace(fact, update=mine.update, memory=mine.memory))
             gap = (mine.weights.double() - theirs.weights.double()).abs()
             l1.append(float(gap.sum()))
             l2.append(float(gap.norm()))
@@ -141,8 +141,8 @@ def _check_memory(rounds: int, weights: Tensor) -> None:
     size = rounds * weights.numel() * weights.dtype.itemsize
     if size > 2**30:
         raise UnsupportedError(
-            f"--attacks holds the clean run's model of all {rounds} rounds, {size / 2**30:.1f} GiB, more than 1: use fewer "
-            "rounds or a smaller model"
+            f"--attacks holds the clean run's model of all {rounds} rounds, {size / 2**30:.1f} GiB: more than 1; use "
+            "fewer rounds or a smaller model"
         )
 
 
@@ -177,24 +177,8 @@ def _record(cells: Sequence[Cell], words: Sequence[str]) -> dict[str, Any]:
     return {"method": "radius", "cells": [_cell_record(cell) for cell in cells], "words": list(words)}
 
 
-def _tens(logs: Sequence[float] | None) -> list[float] | None:
-    """Natural logarithms as decimal ones; minus infinity, a radius of zero, becomes null in the file."""
-    return None if logs is None else [value / LOG10 for value in logs]
-
-
-def _march_record(march: March | None) -> dict[str, Any] | None:
-    if march is None:
-        return None
-    return {
-        "log10_radius": _tens(march.log_radius),
-        "growth": list(march.growth),
-        "rho": list(march.rho),
-        "gamma": march.gamma,
-    }
-
-
 def _cell_record(cell: Cell) -> dict[str, Any]:
-    sure, found = cell.predictions, cell.search
+    sure, found, sparse = cell.predictions, cell.search, cell.server.sparse
     return {
         "k": cell.server.k,
         "parameters": cell.server.d,
@@ -202,30 +186,57 @@ def _cell_record(cell: Cell) -> dict[str, Any]:
         "momentum": cell.server.momentum,
         "c": cell.c,
         "c_is_a_lower_estimate": cell.estimated,
-        "lr": [fact.lr for fact in cell.facts],
-        "attackers": [fact.attackers for fact in cell.facts],
-        "cohort": [fact.cohort for fact in cell.facts],
-        "radius": [fact.radius for fact in cell.facts],
-        "longest_honest_update": [None if fact.norms is None else fact.honest for fact in cell.facts],
-        "smoothness": [None if fact.regression is None else fact.regression.smoothness for fact in cell.facts],
-        "loss_rate": {
-            "guaranteed": guaranteed_loss_rate(cell.server.k, cell.server.d) if cell.server.sparse else 0.0,
-            "clean": list(cell.loss_rates[0]),
-            "poisoned": list(cell.loss_rates[1]),
-        },
-        "recurrence": _march_record(cell.always),
-        "recurrence_if_loss_rate_is_as_measured": _march_record(cell.if_measured),
-        "recurrence_l2": _march_record(cell.convex),
-        "log10_reach": _tens(cell.reach),
-        "log10_bound": _tens(cell.bound),
-        "log10_of_the_invalid_closed_form": None if cell.invalid is None else cell.invalid / LOG10,
-        "distance_l1": list(cell.distances[0]),
-        "distance_l2": list(cell.distances[1]),
+        "loss_rate_guaranteed": guaranteed_loss_rate(cell.server.k, cell.server.d) if sparse else 0.0,
+        "loss_rate_measured": max([*cell.loss_rates[0], *cell.loss_rates[1]], default=None),
+        "gamma": None if cell.always is None else cell.always.gamma,
+        "gamma_if_loss_rate_is_as_measured": None if cell.if_measured is None else cell.if_measured.gamma,
         "moved_l1": cell.moved,
         "vacuous": _words.vacuous(cell),
+        "log10_of_the_invalid_closed_form": None if cell.invalid is None else cell.invalid / LOG10,
+        "end": next(iter(_round_records(cell, [len(cell.facts) - 1]))),
         "predictions": None if sure is None else _predictions_record(sure),
         "search": None if found is None else found.record(),
     }
+
+
+def _round_records(cell: Cell, chosen: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """One record a round; radii as decimal logarithms (null: zero), what was not measured or does not hold is null."""
+
+    def of(march: March | None, name: str, t: int) -> float | None:
+        return None if march is None else getattr(march, name)[t]
+
+    def ten(march: March | None, t: int) -> float | None:
+        return None if march is None else march.log_radius[t] / LOG10
+
+    def measured(values: Sequence[float], t: int) -> float | None:
+        return values[t] if values else None
+
+    for t in chosen:
+        fact = cell.facts[t]
+        yield {
+            "k": cell.server.k,
+            "round": fact.round,
+            "lr": fact.lr,
+            "attackers": fact.attackers,
+            "cohort": fact.cohort,
+            "radius": fact.radius,
+            "longest_honest_update": None if fact.norms is None else fact.honest,
+            "mean_update_l2": fact.update,
+            "memory_l2": fact.memory,
+            "growth_l1": of(cell.always, "growth", t),
+            "rho_l1": of(cell.always, "rho", t),
+            "clipped_growth_l2": of(cell.convex, "growth", t),
+            "rho_l2": of(cell.convex, "rho", t),
+            "loss_rate_clean": measured(cell.loss_rates[0], t),
+            "loss_rate_poisoned": measured(cell.loss_rates[1], t),
+            "log10_recurrence_l1": ten(cell.always, t),
+            "log10_recurrence_l1_if_loss_rate_is_as_measured": ten(cell.if_measured, t),
+            "log10_reach_l1": cell.reach[t] / LOG10,
+            "log10_bound_l1": cell.bound[t] / LOG10,
+            "log10_bound_l2": ten(cell.convex, t),
+            "distance_l1": measured(cell.distances[0], t),
+            "distance_l2": measured(cell.distances[1], t),
+        }
 
 
 def _predictions_record(sure: Predictions) -> dict[str, Any]:

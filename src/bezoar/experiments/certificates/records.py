@@ -1,4 +1,4 @@
-"""A certificate on disk: ``certificate.json``, the experiment, tables and figures."""
+"""A certificate on disk: ``certificate.json``, the experiment, figures of every round, tables and plots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bezoar.experiments import environment
 from bezoar.experiments.certificates.base import Outcome, Request
 from bezoar.experiments.records import CONFIG, guarded, plain, write_atomically
 
-CERTIFICATE = "certificate.json"
+CERTIFICATE, ROUNDS = "certificate.json", "rounds.jsonl"
 
 
 def write(outcome: Outcome, request: Request, folder: Path, command: str | None, seconds: float) -> dict[str, Any]:
@@ -39,13 +39,16 @@ def write(outcome: Outcome, request: Request, folder: Path, command: str | None,
     with guarded(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG, experiment.dumps())
+    if outcome.rounds:
+        lines = (json.dumps(plain(entry), allow_nan=False) + "\n" for entry in outcome.rounds)
+        write_atomically(folder / ROUNDS, "".join(lines))
     with guarded(folder):
         for table in outcome.tables:
             write_atomically(folder / f"{table.name}.csv", table.csv())
         for plot in outcome.plots:
             plot.write(folder)
     # Last: its presence says that the rest is there.
-    write_atomically(folder / CERTIFICATE, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_atomically(folder / CERTIFICATE, json.dumps(record, indent=2, allow_nan=False) + "\n")
     return record
 
 
