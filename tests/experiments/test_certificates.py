@@ -104,7 +104,7 @@ def test_runs_stay_within_what_is_certified(settings: dict[str, Any]) -> None:
 
 
 def test_a_certificate_that_is_too_small_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks can fail: were attackers allowed a tenth of what they can do, attacks would get out, and it is told."""
+    """The checks can fail: if attackers were allowed a tenth of what they can do, they got out, and it is said."""
     from bezoar.experiments.certificates import _bounds
 
     monkeypatch.setattr(_bounds, "poison_bound", lambda *numbers: poison_bound(*numbers) / 10)
