@@ -1,10 +1,11 @@
-"""What can be promised: robustness constants, certified radii and predictions, and what nobody can promise.
+"""What can be promised: robustness constants, certified radii and predictions, the choice of k; what nobody can promise.
 
 >>> from bezoar.aggregation import TrimmedMean
 >>> kappa(TrimmedMean(f=3), n=9)
 1.0
 """
 
+from bezoar.certify.choose_k import LossCurve, choose_k, loss_curve
 from bezoar.certify.constants import breakdown, constants, kappa
 from bezoar.certify.lipschitz import (
     lower_estimate,
@@ -35,9 +36,11 @@ from bezoar.certify.radius import (
 
 __all__ = [
     "Dilemma",
+    "LossCurve",
     "aggregation_floor",
     "breakdown",
     "certified",
+    "choose_k",
     "constants",
     "dilemma",
     "dissimilarity",
@@ -50,6 +53,7 @@ __all__ = [
     "learning_floor",
     "log_radius",
     "log_reach",
+    "loss_curve",
     "lower_estimate",
     "poison_bound",
     "safe_bound",
