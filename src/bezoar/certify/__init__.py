@@ -1,4 +1,4 @@
-"""What can be promised: robustness constants, certified radii and predictions, the choice of k; what nobody can promise.
+"""What can be promised: robustness constants, certified radii and predictions, the choice of k, and what nobody can.
 
 >>> from bezoar.aggregation import TrimmedMean
 >>> kappa(TrimmedMean(f=3), n=9)
