@@ -252,6 +252,28 @@ def test_training_learns() -> None:
     assert result.test_accuracy > 0.6
 
 
+def test_subtracting_from_one_row_leaves_a_cell_larger_than_it_was() -> None:
+    vector = torch.zeros(40)
+    vector[0] = 1.0
+    server = FetchSGD(k=40, rows=1, columns=4, error_masking="subtract", masking="none", momentum=0.0)
+    cell = server.sketch(40).places(torch.arange(40))[0]
+    members = int((cell == cell[0]).sum())
+    assert members > 2
+    error = server.step(vector, 1.0, {}).state["error"]
+    assert float(error.abs().max()) == members - 1
+
+
+def test_subtracting_from_a_single_row_diverges_and_emptying_cells_does_not() -> None:
+    # As the authors' code says of what the paper prints; their scripts run one row of a tenth of d.
+    single = {**SKETCHED, "rows": 1, "columns": "10%"}
+    settings: dict[str, Any] = {"rounds": 150, "attack": "none", "seed": 1, "evaluation__every": 50}
+    subtracted = run(tiny(**settings, defence={**single, "server": {"error_masking": "subtract"}}))
+    assert subtracted.summary["rounds"] < 50
+    assert "finite" in subtracted.summary["convergence_note"]
+    emptied = run(tiny(**settings, defence=single))
+    assert emptied.test_accuracy > 0.6
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Any) -> None:
     import signal
 

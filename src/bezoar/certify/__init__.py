@@ -7,6 +7,7 @@
 
 from bezoar.certify.choose_k import LossCurve, choose_k, loss_curve
 from bezoar.certify.constants import breakdown, constants, kappa
+from bezoar.certify.convergence import contraction, ef_sgd_bound, ef_sgd_lr
 from bezoar.certify.lipschitz import (
     lower_estimate,
     softmax_constant,
@@ -42,8 +43,11 @@ __all__ = [
     "certified",
     "choose_k",
     "constants",
+    "contraction",
     "dilemma",
     "dissimilarity",
+    "ef_sgd_bound",
+    "ef_sgd_lr",
     "error_feedback_bound",
     "exact_solution",
     "guaranteed_loss_rate",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bezoar.errors import ConfigError
 from bezoar.kernels.count_sketch import CountSketch
+from bezoar.kernels.topk import clear_, scaled
 from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
 from bezoar.servers.traffic import Traffic, dense, sparse
 
@@ -99,10 +100,16 @@ class FetchSGD(Server):
         index, moved = sketch.heavy_hitters(error, self.count(d))
         places = sketch.places(index[moved != 0])
         if self.error_masking == "zero":
-            error.scatter_(1, places, 0.0)
+            _clear(error, places)
         else:
             error -= sketch.insert_at(index, moved)
         if self.masking == "zero":
-            momentum.scatter_(1, places, 0.0)
-        step = lr * moved if self.lr_placement == "outside" else moved
+            _clear(momentum, places)
+        step = scaled(moved, lr) if self.lr_placement == "outside" else moved
         return Step(step, index, {"momentum": momentum, "error": error})
+
+
+def _clear(table: Tensor, places: Tensor) -> None:
+    """Set the cells at the columns ``places`` [r, m] of ``table`` [r, c] to zero."""
+    for row, columns in zip(table, places, strict=True):
+        clear_(row, columns)
