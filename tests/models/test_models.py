@@ -168,7 +168,7 @@ def test_resnet9_is_page_s_network() -> None:
 
 def test_models_list_their_options() -> None:
     assert {name: kind.options for name, kind in MODELS.items()} == {
-        "linear": {},
+        "linear": {"zero": False},
         "mlp": {"hidden": (64,)},
         "cnn": {"width": 32, "hidden": 128},
         "resnet9": {"width": 64},
@@ -188,7 +188,7 @@ def test_mlp_widths() -> None:
     [
         ("resnet", (3, 32, 32), {}, "did you mean 'resnet9'.*package.module:factory"),
         ("cnn", (1, 28, 28), {"widht": 3}, "no option 'widht': did you mean 'width'"),
-        ("linear", (1, 28, 28), {"width": 3}, "no option 'width': it has none"),
+        ("linear", (1, 28, 28), {"width": 3}, "no option 'width': known: zero"),
         ("cnn", (1, 28, 28), {"width": 0}, "width must be a whole number of at least 1, got 0"),
         ("cnn", (1, 28, 28), {"hidden": 2.5}, "hidden must be"),
         ("mlp", (1, 28, 28), {"hidden": 64}, "hidden must be a list"),

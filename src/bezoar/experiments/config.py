@@ -92,12 +92,20 @@ class Settings(BaseModel):
 class Data(Settings):
     """The data set and how it is divided over clients.
 
-    ``dataset`` is a registered name; ``augment`` turns on its training augmentation (CIFAR).
+    ``dataset`` is a registered name; ``augment`` turns on its training augmentation (CIFAR); ``normalise = false``
+    leaves inputs in [0, 1].
     """
 
     dataset: DatasetName
     partition: PartitionField
     augment: bool = False
+    normalise: bool = True
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Experiments from before a key existed keep their hashes: it stays out at its default."""
+        table: dict[str, Any] = handler(self)
+        return {key: value for key, value in table.items() if key != "normalise" or not value}
 
 
 class Model(BaseModel):

@@ -86,7 +86,7 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
         DataError: the data set is missing or damaged.
         ConfigError: parts that do not fit together, found before the first round.
     """
-    dataset = load(experiment.data.dataset, data_dir)
+    dataset = load(experiment.data.dataset, data_dir, normalise=experiment.data.normalise)
     federation = _at("data.partition", lambda: partition(dataset, experiment.data.partition, experiment.seed))
     adversary = experiment.adversary
     malicious = _at("adversary", lambda: _malicious(adversary, federation.n, experiment.seed))

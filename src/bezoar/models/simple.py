@@ -11,9 +11,13 @@ from bezoar.errors import ConfigError
 from bezoar.models._checks import image_shape, whole
 
 
-def linear(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Logistic regression: one linear layer with bias on the flattened sample."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+def linear(shape: tuple[int, ...], classes: int, *, zero: bool = False) -> nn.Module:
+    """Logistic regression: one linear layer with bias on the flattened sample; ``zero`` starts it at zero."""
+    layer = nn.Linear(math.prod(shape), classes)
+    if zero:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(nn.Flatten(), layer)
 
 
 def mlp(shape: tuple[int, ...], classes: int, *, hidden: Sequence[int] = (64,)) -> nn.Module:
