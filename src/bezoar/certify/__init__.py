@@ -6,53 +6,50 @@
 """
 
 from bezoar.certify.constants import breakdown, constants, kappa
-from bezoar.certify.lipschitz import (
-    lower_estimate,
-    softmax_constant,
-    softmax_growth,
-    softmax_smoothness,
-)
-from bezoar.certify.lower_bound import (
-    Dilemma,
-    aggregation_floor,
-    dilemma,
-    dissimilarity,
-    learnable,
-    learning_floor,
-)
+from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, label_divergence
+from bezoar.certify.ensemble import all_subsets, exact_ensemble, fixed_groups, random_subsets, sampled_ensemble
+from bezoar.certify.flcert import disjoint_groups, flcert_d
+from bezoar.certify.lipschitz import lower_estimate, softmax_constant, softmax_growth, softmax_smoothness
+from bezoar.certify.lower_bound import Dilemma, aggregation_floor, dilemma, dissimilarity, learnable, learning_floor
 from bezoar.certify.prediction import certified
-from bezoar.certify.radius import (
-    error_feedback_bound,
-    exact_solution,
-    guaranteed_loss_rate,
-    invalid_below_lr_one,
-    log_radius,
-    log_reach,
-    poison_bound,
-    safe_bound,
-    update_bound,
-)
+from bezoar.certify.radius import error_feedback_bound, exact_solution, guaranteed_loss_rate, invalid_below_lr_one, log_radius, log_reach, poison_bound, safe_bound, update_bound
+from bezoar.certify.votes import ABSTAINED, Certified, count_votes
 
 __all__ = [
+    "ABSTAINED",
+    "Certified",
     "Dilemma",
+    "NoisyRound",
     "aggregation_floor",
+    "all_subsets",
     "breakdown",
     "certified",
+    "certified_labels",
     "constants",
+    "count_votes",
     "dilemma",
+    "disjoint_groups",
     "dissimilarity",
+    "distance_radius",
+    "divergence",
     "error_feedback_bound",
+    "exact_ensemble",
     "exact_solution",
+    "fixed_groups",
+    "flcert_d",
     "guaranteed_loss_rate",
     "invalid_below_lr_one",
     "kappa",
+    "label_divergence",
     "learnable",
     "learning_floor",
     "log_radius",
     "log_reach",
     "lower_estimate",
     "poison_bound",
+    "random_subsets",
     "safe_bound",
+    "sampled_ensemble",
     "softmax_constant",
     "softmax_growth",
     "softmax_smoothness",

@@ -11,7 +11,7 @@ from typing import Any
 from bezoar.aggregation import Clip, Pipeline, Rule, pipeline, pipeline_tables
 from bezoar.aggregation.noise import POSTS, Post
 from bezoar.errors import ConfigError, nearest
-from bezoar.servers import SERVERS, SGD, Server
+from bezoar.servers import MODEL_POSTS, SERVERS, SGD, ModelPost, Server
 
 #: A schedule may reach zero, a radius may not.
 _TINY = 1e-300
@@ -22,11 +22,12 @@ ROOT_SAMPLES = 100
 
 @dataclass(frozen=True)
 class Defence:
-    """What the server does with a round's updates: ``pipeline``, then ``post``, then ``server``.
+    """What the server does with a round's updates: ``pipeline``, then ``post``, then ``server``, then ``model_post``.
 
     ``adaptive_clip`` multiplies every clipping radius by the round's learning rate, as updates of several local
     steps shrink with it. ``root_samples`` training samples, drawn uniformly from the seed, are the server's own where
-    the rule asks for an update from data that it trusts (FLTrust).
+    the rule asks for an update from data that it trusts (FLTrust). ``model_post`` changes the global model itself at
+    the end of every round (CRFL), also of one that was skipped.
     """
 
     pipeline: Rule
@@ -34,6 +35,7 @@ class Defence:
     post: tuple[Post, ...] = ()
     adaptive_clip: bool = False
     root_samples: int = ROOT_SAMPLES
+    model_post: tuple[ModelPost, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.root_samples, bool) or not isinstance(self.root_samples, int) or self.root_samples < 1:
@@ -66,6 +68,8 @@ class Defence:
         # Where it decides nothing, it stays out of the hash.
         if self.pipeline.uses_root or self.root_samples != ROOT_SAMPLES:
             table["root_samples"] = self.root_samples
+        if self.model_post:
+            table["model_post"] = [MODEL_POSTS.table(part) for part in self.model_post]
         return table
 
 
@@ -105,6 +109,21 @@ def _sparsefed(*, radius: float = 5.0, k: int | str = "1%", momentum: float = 0.
     return {"pipeline": [*_clip(radius), "mean"], "server": {"kind": "sparsefed", "k": k, "momentum": momentum}}
 
 
+def _crfl(
+    *, radius: float, std: float, model_radius: float = 15.0, growth: float = 0.0, momentum: float = 0.0
+) -> dict[str, Any]:
+    """CRFL: clip every update to ``radius``, the mean; then clip the global model to ``model_radius`` + ``growth`` t and
+    add noise N(0, std^2)."""
+    return {
+        "pipeline": [*_clip(radius), "mean"],
+        "server": {"kind": "sgd", "momentum": momentum},
+        "model_post": [
+            {"kind": "clip", "radius": model_radius, "growth": growth},
+            {"kind": "gaussian-noise", "std": std},
+        ],
+    }
+
+
 PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
     "none": _none,
     "clip": _clip_preset,
@@ -112,9 +131,10 @@ PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
     "median": _median,
     "krum": _krum,
     "sparsefed": _sparsefed,
+    "crfl": _crfl,
 }
 
-_KEYS = ("pipeline", "server", "post", "adaptive_clip", "root_samples")
+_KEYS = ("pipeline", "server", "post", "adaptive_clip", "root_samples", "model_post")
 
 
 def _expand(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,13 +180,16 @@ def defence(table: Any) -> Defence:
         raise ConfigError('a defence needs the key \'pipeline\', e.g. [{kind = "clip", radius = 5.0}, "mean"]')
     if not isinstance(table.get("adaptive_clip", False), bool):
         raise ConfigError("adaptive_clip must be true or false")
-    post = table.get("post", [])
+    post, model_post = table.get("post", []), table.get("model_post", [])
     if not isinstance(post, list | tuple):
         raise ConfigError('post must be a list of post-aggregators, e.g. [{kind = "gaussian-noise", std = 0.1}]')
+    if not isinstance(model_post, list | tuple):
+        raise ConfigError('model_post must be a list of steps, e.g. [{kind = "clip", radius = 15.0}]')
     return Defence(
         pipeline(table["pipeline"]),
         SERVERS.build(table.get("server", "sgd")),
         tuple(POSTS.build(part) for part in post),
         table.get("adaptive_clip", False),
         table.get("root_samples", ROOT_SAMPLES),
+        tuple(MODEL_POSTS.build(part) for part in model_post),
     )

@@ -120,6 +120,7 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         clock.stop("aggregation")
         record["skipped"] = str(error)
         record["excluded"] = len(error.rows)
+        _finish_model(setup, t)
         return after, record, clock.seconds
     vector = answer.vector
     for i, part in enumerate(experiment.defence.post):
@@ -138,6 +139,7 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     except DivergedError as error:
         raise DivergedError(f"round {t}: {error}") from None
     step.apply_(setup.weights)
+    _finish_model(setup, t)
     clock.stop("server")
     record["aggregate_norm"] = vector.norm()
     record["update_norm"] = step.values.norm()
@@ -148,6 +150,14 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         record["clipped"] = (used & (answer.scales < 1)).sum() / used.sum().clamp(min=1)
     after = replace(after, server=step.state, rule=answer.state, last={"aggregate": answer.vector})
     return after, record, clock.seconds
+
+
+def _finish_model(setup: Setup, t: int) -> None:
+    """What the server does with the model itself at the end of a round, skipped or not: a certificate that counts on
+    its noise counts on it in every round."""
+    for i, part in enumerate(setup.experiment.defence.model_post):
+        with torch.no_grad():
+            setup.weights.copy_(part(setup.weights, t, generator(setup.experiment.seed, "model post", t, i)))
 
 
 def predicted_classes(setup: Setup, inputs: Tensor) -> Tensor:

@@ -1,0 +1,218 @@
+"""What certifying an experiment gives: a table, a record, a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bezoar.certify.votes import ABSTAINED, Certified
+from bezoar.experiments import environment
+from bezoar.experiments.config import Experiment
+from bezoar.experiments.records import plain, write_atomically
+from bezoar.experiments.setup import Setup
+from bezoar.reports.style import GHOST, MUTED, SERIES, Panel, Plot
+from bezoar.reports.tables import Column, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
+
+RECORD = "certificate.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """The same models trained with the experiment's attack: what it achieved, and that it broke no promise.
+
+    Attributes:
+        malicious: how many clients attacked.
+        labels: the labels that were given [N].
+    """
+
+    malicious: int
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Certified accuracy for m = 0, 1, 2, ... malicious clients."""
+
+    name: str
+    accuracy: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """A certified experiment.
+
+    Attributes:
+        method: ``"ensemble"``, ``"flcert-d"``, ``"crfl"``.
+        claim: in words, what holds against whom.
+        options: the method's settings.
+        models: how many models were trained.
+        certified: what is promised of every test point.
+        targets: true labels [N].
+        plain_accuracy: test accuracy of the labels without abstaining.
+        attacked: the same under the experiment's attack, if it has one.
+        further: certified accuracy under other readings, by name.
+        facts: further numbers for the record.
+        seconds: time it took.
+    """
+
+    method: str
+    claim: str
+    experiment: Experiment
+    options: Mapping[str, Any]
+    models: int
+    certified: Certified
+    targets: NDArray[np.int64]
+    plain_accuracy: float
+    setup: Setup = field(repr=False)
+    attacked: Attacked | None = None
+    further: Mapping[str, Certified] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    command: str | None = None
+
+    @property
+    def curves(self) -> list[Curve]:
+        """Certified accuracy of the certificate, then of the further ones."""
+        all_of_them = {self.method: self.certified, **self.further}
+        return [Curve(name, certified.accuracy(self.targets)) for name, certified in all_of_them.items()]
+
+    @property
+    def attacked_accuracy(self) -> float | None:
+        """Test accuracy under the experiment's attack, None without one."""
+        return None if self.attacked is None else float((self.attacked.labels == self.targets).mean())
+
+    @property
+    def broken(self) -> int | None:
+        """Points certified for as many malicious clients as attacked, whose label changed nevertheless: 0, or the
+        certificate is wrong (or, with a confidence below 1, unlucky). None without an attack."""
+        if self.attacked is None:
+            return None
+        held = self.certified.malicious >= self.attacked.malicious
+        return int((held & (self.attacked.labels != self.certified.labels)).sum())
+
+    def table(self) -> Table:
+        """Certified accuracy by number of malicious clients, in steps that grow."""
+        curves = self.curves
+        longest = max(len(curve.accuracy) for curve in curves)
+        rows = tuple(
+            (m, *(float(curve.accuracy[m]) if m < len(curve.accuracy) else 0.0 for curve in curves))
+            for m in steps(longest - 1)
+        )
+        columns = (Column("malicious", "malicious clients"), *(_percent(curve.name) for curve in curves))
+        return Table("certificate", f"Certified accuracy: {self.experiment.name}", columns, rows, self._notes())
+
+    def _notes(self) -> tuple[str, ...]:
+        abstained = float((self.certified.labels == ABSTAINED).mean())
+        notes = [
+            self.claim,
+            f"{self.models} models; test accuracy {self.plain_accuracy:.1%}, abstained {abstained:.1%}.",
+        ]
+        if self.attacked is not None:
+            notes.append(
+                f"Under the experiment's attack by {self.attacked.malicious} clients: test accuracy "
+                f"{self.attacked_accuracy:.1%}; {self.broken} certified labels changed."
+            )
+        return tuple(notes)
+
+    def record(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        first, *others = self.curves
+        found: dict[str, Any] = {
+            "method": self.method,
+            "claim": self.claim,
+            "name": self.experiment.name,
+            "seed": self.experiment.seed,
+            "options": dict(self.options),
+            "clients": self.setup.federation.n,
+            "parameters": self.setup.weights.numel(),
+            "models": self.models,
+            "points": len(self.targets),
+            "confidence": self.certified.confidence,
+            "test_accuracy": self.plain_accuracy,
+            "abstained": float((self.certified.labels == ABSTAINED).mean()),
+            "certified_accuracy": first.accuracy.tolist(),
+            "further": {curve.name: curve.accuracy.tolist() for curve in others},
+            "attack": None,
+            "facts": dict(self.facts),
+            "seconds": self.seconds,
+            "command": self.command,
+            "experiment": self.experiment.table(),
+            "hash": self.experiment.hash(),
+            "versions": environment.versions(),
+            "hardware": environment.hardware(self.setup.device),
+            "commit": environment.commit(),
+        }
+        if self.attacked is not None:
+            found["attack"] = {
+                "malicious": self.attacked.malicious,
+                "test_accuracy": self.attacked_accuracy,
+                "certified_labels_changed": self.broken,
+            }
+        return plain(found)
+
+    def plot(self) -> Plot:
+        """Certified accuracy against the number of malicious clients."""
+        points = []
+        if self.attacked is not None and self.attacked_accuracy is not None:
+            points.append((self.attacked.malicious, self.attacked_accuracy, "under attack"))
+        return accuracy_plot(self.curves, points, f"Certified accuracy: {self.experiment.name}", self.claim)
+
+    def write(self, folder: Path) -> Path:
+        """Write ``certificate.json`` and the figure to ``folder``; the record's path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / RECORD
+        write_atomically(path, json.dumps(self.record(), indent=2, allow_nan=False) + "\n")
+        self.plot().write(folder)
+        return path
+
+
+def steps(last: int) -> list[int]:
+    """0..10, then ever larger steps, up to ``last``.
+
+    >>> steps(37)
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 25, 30, 35, 37]
+    """
+    found, m = [], 0
+    while m < last:
+        found.append(m)
+        scale = 10 ** max(0, len(str(m)) - 2)
+        m += scale * (1 if m < 10 * scale else 2 if m < 20 * scale else 5)
+    return [*found, last]
+
+
+def _percent(name: str) -> Column:
+    return Column(name, name, "%", 100, 1)
+
+
+def accuracy_plot(curves: Sequence[Curve], points: Sequence[tuple[int, float, str]], title: str, caption: str) -> Plot:
+    """Steps of certified accuracy over the number of malicious clients; ``points`` (m, accuracy, text) are measured."""
+    panel = Panel("", partial(_draw, curves=tuple(curves), points=tuple(points)))
+    return Plot("certified-accuracy", title, caption, (panel,), height=2.3)
+
+
+def _draw(figure: FigureBase, curves: Sequence[Curve], points: Sequence[tuple[int, float, str]]) -> None:
+    axes = figure.add_axes((0.12, 0.19, 0.84, 0.68))
+    last = max([len(curve.accuracy) - 1 for curve in curves] + [m for m, _, _ in points] + [1])
+    for i, curve in enumerate(curves):
+        values = np.append(curve.accuracy, curve.accuracy[-1])
+        axes.step(np.arange(len(values)) - 0.5, 100 * values, where="post", color=SERIES[1 + i % 7], label=curve.name)
+    for m, accuracy, text in points:
+        axes.plot([m], [100 * accuracy], "x", color=SERIES[0], ms=5)
+        axes.annotate(text, (m, 100 * accuracy), (5, 3), textcoords="offset points", fontsize=6.5, color=MUTED)
+    axes.set_xlim(-0.5, last + 0.5)
+    axes.set_ylim(0, 102)
+    axes.grid(axis="y")
+    axes.axhline(100, color=GHOST, lw=0.6)
+    axes.set_title("certified accuracy (%)", color=MUTED, fontsize=7)
+    axes.set_xlabel("malicious clients")
+    axes.legend(frameon=False, fontsize=6.5, loc="upper right")
