@@ -6,13 +6,23 @@
 """
 
 from bezoar.certify.constants import breakdown, constants, kappa
-from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, label_divergence
+from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, label_divergence, total_shift
 from bezoar.certify.ensemble import all_subsets, exact_ensemble, fixed_groups, random_subsets, sampled_ensemble
 from bezoar.certify.flcert import disjoint_groups, flcert_d
 from bezoar.certify.lipschitz import lower_estimate, softmax_constant, softmax_growth, softmax_smoothness
 from bezoar.certify.lower_bound import Dilemma, aggregation_floor, dilemma, dissimilarity, learnable, learning_floor
 from bezoar.certify.prediction import certified
-from bezoar.certify.radius import error_feedback_bound, exact_solution, guaranteed_loss_rate, invalid_below_lr_one, log_radius, log_reach, poison_bound, safe_bound, update_bound
+from bezoar.certify.radius import (
+    error_feedback_bound,
+    exact_solution,
+    guaranteed_loss_rate,
+    invalid_below_lr_one,
+    log_radius,
+    log_reach,
+    poison_bound,
+    safe_bound,
+    update_bound,
+)
 from bezoar.certify.votes import ABSTAINED, Certified, count_votes
 
 __all__ = [
@@ -53,5 +63,6 @@ __all__ = [
     "softmax_constant",
     "softmax_growth",
     "softmax_smoothness",
+    "total_shift",
     "update_bound",
 ]

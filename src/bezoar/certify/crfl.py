@@ -60,8 +60,8 @@ def distance_radius(p_a: ArrayLike, p_b: ArrayLike, std: float) -> NDArray[np.fl
 def contraction(radius: float, std: float) -> float:
     r"""By what factor, at most, a divergence survives clipping to ``radius`` and noise: 2 Phi(rho/sigma) - 1.
 
-    For any f-divergence. It is the largest total variation distance between N(u, std^2) and N(v, std^2) with u, v in the ball; 1 without
-    noise.
+    For any f-divergence. It is the largest total variation distance between N(u, std^2) and N(v, std^2) with u, v in
+    the ball; 1 without noise.
     """
     if std == 0:
         return 1.0
@@ -83,6 +83,28 @@ class NoisyRound:
         if not (self.shift >= 0 and self.radius > 0 and self.std >= 0):
             raise ConfigError(f"a round needs shift >= 0, radius > 0 and std >= 0, got {self}")
 
+    @property
+    def ratio(self) -> float:
+        """How far attackers move the model, in standard deviations of the noise."""
+        if self.shift == 0:
+            return 0.0
+        return min(self.shift, 2 * self.radius) / self.std if self.std > 0 else math.inf
+
+
+def total_shift(rounds: Sequence[NoisyRound]) -> float:
+    r"""The shift of a standard normal variable that is at least as easy to notice as the attack on the final model.
+
+    .. math:: \mu = \sqrt{\textstyle\sum_t (\Delta_t / \sigma_t)^2}
+
+    An event of probability p without the attack has probability Phi(Phi^-1(p) - mu) at least with it, and the same the
+    other way round. Holds for attackers who see all and remember all, as long as the next honest step depends on the
+    model alone (no momentum on the server or the clients). An attacked round without noise makes it infinite.
+
+    >>> total_shift([NoisyRound(0.3, 1.0, 0.1), NoisyRound(0.4, 1.0, 0.1), NoisyRound(0.0, 1.0, 0.1)])
+    5.0
+    """
+    return math.hypot(*(one.ratio for one in rounds))
+
 
 def divergence(rounds: Sequence[NoisyRound]) -> float:
     r"""A bound on the KL divergence, either way, between the final models with and without the attack.
@@ -90,20 +112,18 @@ def divergence(rounds: Sequence[NoisyRound]) -> float:
     .. math:: K_t = K_{t-1} + \Delta_t^2 / (2 \sigma_t^2) \text{ if attacked}, \quad
         K_t = (2 \Phi(\rho_t / \sigma_t) - 1)\, K_{t-1} \text{ if not}
 
-    Holds for attackers who see all and remember all, as long as the next honest step depends on the model alone (no
-    momentum on the server or the clients). An attacked round without noise makes it infinite.
+    Under the conditions of :func:`total_shift`, which is the sharper of the two where every round is attacked; this one
+    is where the attack ends early.
 
     >>> divergence([NoisyRound(0.2, 1.0, 0.1), NoisyRound(0.0, 0.1, 0.1)])
     1.3653...
     """
     bound = 0.0
     for one in rounds:
-        if one.shift == 0:
-            bound = 0.0 if bound == 0 else bound * contraction(one.radius, one.std)
-        elif one.std == 0:
-            return math.inf
-        else:
-            bound += (min(one.shift, 2 * one.radius) / one.std) ** 2 / 2
+        if one.shift > 0:
+            bound += one.ratio**2 / 2
+        elif bound > 0:
+            bound *= contraction(one.radius, one.std)
     return bound
 
 
@@ -118,25 +138,33 @@ def mean_shift(radius: float, lr: float, malicious: int, cohort: int) -> float:
 
 
 def certified_labels(
-    counts: ArrayLike, divergences: Sequence[float], *, alpha: float = 0.001, joint: bool = True
+    counts: ArrayLike, attacks: Sequence[Sequence[NoisyRound]], *, alpha: float = 0.001, joint: bool = True
 ) -> Certified:
-    """The likeliest label of every point, and for how many malicious clients it is the same.
+    r"""The likeliest label of every point, and for how many malicious clients it is the same: the largest m with
+
+    .. math:: \mu_m < \tfrac12 (\Phi^{-1}(\underline p_a) - \Phi^{-1}(\overline p_b)) \quad\text{or}\quad
+        K_m < -\ln(1 - (\sqrt{\underline p_a} - \sqrt{\overline p_b})^2)
+
+    where mu_m is :func:`total_shift` and K_m :func:`divergence`.
 
     Args:
         counts: votes [N, C] of **independently trained** models, each with its own noise in every round. (Noisy copies
-            of one trained model would not do: the divergences are between distributions over all noise.)
-        divergences: :func:`divergence` for m = 0, 1, 2, ... malicious clients, not falling.
+            of one trained model would not do: what is bounded is the distribution over all noise.)
+        attacks: the rounds for m = 0, 1, 2, ... malicious clients, each at least as bad as the one before.
         alpha: probability that anything of it is wrong.
         joint: for all points together, else for each by itself.
     """
     given, _ = check_counts(counts)
-    costs = np.asarray(divergences, dtype=np.float64)
-    if costs.ndim != 1 or len(costs) < 1 or costs[0] != 0 or not (np.diff(costs) >= 0).all():
-        raise ConfigError("divergences must start with 0 (nobody malicious) and not fall")
+    shifts = [total_shift(rounds) for rounds in attacks]
+    costs = [divergence(rounds) for rounds in attacks]
+    if not shifts or shifts[0] != 0 or sorted(shifts) != shifts or sorted(costs) != costs:
+        raise ConfigError("attacks must start with rounds in which nobody attacks, and get no weaker")
     labels = majority(given)
     least, most = label_bounds(given, labels, alpha, joint)
-    budget = label_divergence(least, most.max(axis=1))
-    malicious = np.searchsorted(costs, budget, side="left") - 1
+    rival = most.max(axis=1)
+    by_shift = np.searchsorted(shifts, distance_radius(least, rival, 1.0), side="left") - 1
+    by_divergence = np.searchsorted(costs, label_divergence(least, rival), side="left") - 1
+    malicious = np.maximum(by_shift, by_divergence)
     return Certified(np.where(malicious < 0, ABSTAINED, labels), malicious.astype(np.int64), 1 - alpha)
 
 

@@ -112,8 +112,7 @@ def _sparsefed(*, radius: float = 5.0, k: int | str = "1%", momentum: float = 0.
 def _crfl(
     *, radius: float, std: float, model_radius: float = 15.0, growth: float = 0.0, momentum: float = 0.0
 ) -> dict[str, Any]:
-    """CRFL: clip every update to ``radius``, the mean; then clip the global model to ``model_radius`` + ``growth`` t and
-    add noise N(0, std^2)."""
+    """CRFL: clip updates, the mean, a step; then clip the model itself to model_radius + growth t and add noise."""
     return {
         "pipeline": [*_clip(radius), "mean"],
         "server": {"kind": "sgd", "momentum": momentum},

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from bezoar.aggregation import Clip, Mean, Pipeline
-from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, mean_shift
+from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, mean_shift, total_shift
 from bezoar.certify.votes import count_votes, label_bounds, majority
 from bezoar.errors import ConfigError
 from bezoar.experiments.certificates.members import Member, Progress, Trainer, collect
@@ -66,7 +66,7 @@ def certify(
     folder = None if out is None else Path(out)
     votes = collect(trainer, members, folder and folder / "votes", data_dir=data_dir, jobs=jobs, progress=progress)
     counts = count_votes(votes, trainer.classes)
-    costs = divergences(experiment, trainer.clients)
+    attacks = attacked_rounds(experiment, trainer.clients)
     attacked = None
     poisoned = Trainer(experiment, data_dir, device) if experiment.attack is not None else None
     if poisoned is not None:
@@ -76,7 +76,8 @@ def certify(
         attacked = Attacked(len(poisoned.setup.malicious), majority(count_votes(under, trainer.classes)))
     facts: dict[str, Any] = {
         "single_model_accuracy_mean": float((votes == trainer.targets).mean()),
-        "divergence": costs[:20],
+        "total_shift": [total_shift(one) for one in attacks[:20]],
+        "divergence": [divergence(one) for one in attacks[:20]],
     }
     if copies:
         facts |= _moved(trainer, poisoned, copies, alpha, joint)
@@ -88,7 +89,7 @@ def certify(
         experiment,
         {"models": models, "alpha": alpha, "joint": joint, "copies": copies},
         models,
-        certified_labels(counts, costs, alpha=alpha, joint=joint),
+        certified_labels(counts, attacks, alpha=alpha, joint=joint),
         trainer.targets,
         float((majority(counts) == trainer.targets).mean()),
         trainer.setup,
@@ -136,17 +137,17 @@ def rounds(experiment: Experiment, malicious: int, cohorts: Sequence[int]) -> li
     return found
 
 
-def divergences(experiment: Experiment, clients: int) -> list[float]:
-    """The bound on the divergence for m = 0, 1, ... malicious clients, until it can not matter or all are."""
+def attacked_rounds(experiment: Experiment, clients: int) -> list[list[NoisyRound]]:
+    """The rounds for m = 0, 1, ... malicious clients, until nothing can be certified any more or all are."""
     draws = (experiment.sampling.draw(clients, t, experiment.seed) for t in range(experiment.rounds))
     cohorts = [len(cohort) for cohort in draws]
-    found = [0.0]
-    while len(found) <= clients and found[-1] < _ENOUGH:
-        found.append(divergence(rounds(experiment, len(found), cohorts)))
+    found = [rounds(experiment, 0, cohorts)]
+    while len(found) <= clients and divergence(found[-1]) < _ENOUGH:
+        found.append(rounds(experiment, len(found), cohorts))
     return found
 
 
-#: No vote of less than e^50 models certifies against a divergence like this.
+#: No feasible number of votes certifies against a divergence like this.
 _ENOUGH = 50.0
 
 
@@ -202,4 +203,4 @@ def _moved(trainer: Trainer, poisoned: Trainer | None, copies: int, alpha: float
     return found
 
 
-__all__ = ["certify", "check", "clipped_model", "distances", "divergences", "rounds", "smoothed"]
+__all__ = ["attacked_rounds", "certify", "check", "clipped_model", "distances", "rounds", "smoothed"]
