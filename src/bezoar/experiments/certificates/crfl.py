@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +36,6 @@ def certify(
     out: str | Path | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
-    command: str | None = None,
 ) -> Certificate:
     """Train the whole experiment ``models`` times, each with noise of its own, and certify the likeliest labels.
 
@@ -51,13 +49,12 @@ def certify(
         joint: for all test points together, else for each by itself.
         copies: noisy copies of *one* trained model, for the published way to predict; 0: none. They certify how far
             (l2) that model may be moved, not how many clients may be malicious.
-        data_dir, device, out, jobs, progress, command: as for
+        data_dir, device, out, jobs, progress: as for
             :func:`bezoar.experiments.certificates.ensemble.certify`.
 
     Raises:
         ConfigError: options out of range, or a defence that the theory does not cover.
     """
-    began = time.perf_counter()
     if models < 1 or copies < 0 or jobs < 1:
         raise ConfigError(f"models and jobs must be at least 1, copies at least 0, got {models}, {jobs}, {copies}")
     check(experiment)
@@ -96,8 +93,6 @@ def certify(
         attacked,
         {},
         facts,
-        time.perf_counter() - began,
-        command,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ def certify(
     out: str | Path | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
-    command: str | None = None,
 ) -> Certificate:
     """Train the experiment on subsets of ``k`` clients, let the models vote, and certify the majority.
 
@@ -51,12 +49,10 @@ def certify(
         out: directory for the votes (so that the command can go on after a stop), None: none.
         jobs: models to train at a time.
         progress: told how many models have voted.
-        command: shell command to note in the record.
 
     Raises:
         ConfigError: options out of range, or an experiment that can not be divided.
     """
-    began = time.perf_counter()
     trainer = Trainer(experiment.without_attack(), data_dir, device)
     n = trainer.clients
     groups = all_subsets(n, k) if models is None else random_subsets(n, k, models, experiment.seed)
@@ -89,8 +85,6 @@ def certify(
         attacked,
         further,
         single(votes, trainer.targets),
-        time.perf_counter() - began,
-        command,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -24,7 +23,6 @@ def certify(
     out: str | Path | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
-    command: str | None = None,
 ) -> Certificate:
     """Train the experiment in each of ``groups`` disjoint groups of clients and certify the majority of the models.
 
@@ -34,7 +32,6 @@ def certify(
     Raises:
         ConfigError: options out of range, or an experiment that can not be divided.
     """
-    began = time.perf_counter()
     trainer = Trainer(experiment.without_attack(), data_dir, device)
     parts = disjoint_groups(trainer.clients, groups, experiment.seed)
     votes, attacked = vote(trainer, experiment, parts, data_dir, device, out, jobs, progress)
@@ -52,6 +49,4 @@ def certify(
         attacked,
         {},
         single(votes, trainer.targets),
-        time.perf_counter() - began,
-        command,
     )

@@ -1,29 +1,24 @@
-"""What certifying an experiment gives: a table, a record, a plot."""
+"""What counting votes certifies: a table, a record, a plot."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bezoar.certify.votes import ABSTAINED, Certified
-from bezoar.experiments import environment
+from bezoar.experiments.certificates.base import Outcome
 from bezoar.experiments.config import Experiment
-from bezoar.experiments.records import plain, write_atomically
 from bezoar.experiments.setup import Setup
 from bezoar.reports.style import GHOST, MUTED, SERIES, Panel, Plot
 from bezoar.reports.tables import Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
-
-RECORD = "certificate.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +57,6 @@ class Certificate:
         attacked: the same under the experiment's attack, if it has one.
         further: certified accuracy under other readings, by name.
         facts: further numbers for the record.
-        seconds: time it took.
     """
 
     method: str
@@ -77,8 +71,6 @@ class Certificate:
     attacked: Attacked | None = None
     further: Mapping[str, Certified] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    command: str | None = None
 
     @property
     def curves(self) -> list[Curve]:
@@ -100,6 +92,10 @@ class Certificate:
         held = self.certified.malicious >= self.attacked.malicious
         return int((held & (self.attacked.labels != self.certified.labels)).sum())
 
+    def outcome(self) -> Outcome:
+        """What the command line prints and records."""
+        return Outcome(self.record(), (self.table(),), self.words(), (self.plot(),))
+
     def table(self) -> Table:
         """Certified accuracy by number of malicious clients, in steps that grow."""
         curves = self.curves
@@ -109,9 +105,10 @@ class Certificate:
             for m in steps(longest - 1)
         )
         columns = (Column("malicious", "malicious clients"), *(_percent(curve.name) for curve in curves))
-        return Table("certificate", f"Certified accuracy: {self.experiment.name}", columns, rows, self._notes())
+        return Table("certificate", f"Certified accuracy: {self.experiment.name}", columns, rows)
 
-    def _notes(self) -> tuple[str, ...]:
+    def words(self) -> tuple[str, ...]:
+        """What is promised, and what was measured beside it."""
         abstained = float((self.certified.labels == ABSTAINED).mean())
         notes = [
             self.claim,
@@ -125,13 +122,11 @@ class Certificate:
         return tuple(notes)
 
     def record(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Everything but how it was made, ready for JSON."""
         first, *others = self.curves
         found: dict[str, Any] = {
             "method": self.method,
             "claim": self.claim,
-            "name": self.experiment.name,
-            "seed": self.experiment.seed,
             "options": dict(self.options),
             "clients": self.setup.federation.n,
             "parameters": self.setup.weights.numel(),
@@ -144,13 +139,6 @@ class Certificate:
             "further": {curve.name: curve.accuracy.tolist() for curve in others},
             "attack": None,
             "facts": dict(self.facts),
-            "seconds": self.seconds,
-            "command": self.command,
-            "experiment": self.experiment.table(),
-            "hash": self.experiment.hash(),
-            "versions": environment.versions(),
-            "hardware": environment.hardware(self.setup.device),
-            "commit": environment.commit(),
         }
         if self.attacked is not None:
             found["attack"] = {
@@ -158,7 +146,7 @@ class Certificate:
                 "test_accuracy": self.attacked_accuracy,
                 "certified_labels_changed": self.broken,
             }
-        return plain(found)
+        return found
 
     def plot(self) -> Plot:
         """Certified accuracy against the number of malicious clients."""
@@ -166,14 +154,6 @@ class Certificate:
         if self.attacked is not None and self.attacked_accuracy is not None:
             points.append((self.attacked.malicious, self.attacked_accuracy, "under attack"))
         return accuracy_plot(self.curves, points, f"Certified accuracy: {self.experiment.name}", self.claim)
-
-    def write(self, folder: Path) -> Path:
-        """Write ``certificate.json`` and the figure to ``folder``; the record's path."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / RECORD
-        write_atomically(path, json.dumps(self.record(), indent=2, allow_nan=False) + "\n")
-        self.plot().write(folder)
-        return path
 
 
 def steps(last: int) -> list[int]:
