@@ -85,7 +85,7 @@ def density(start: float, shifts: list[float], rounds: list[NoisyRound], grid: n
 
 @pytest.mark.parametrize("pattern", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (1, 0, 1)])
 def test_both_bounds_hold_for_exact_laws_of_a_scalar_model(pattern: tuple[int, ...]) -> None:
-    grid = np.linspace(-6, 6, 1201)
+    grid = np.linspace(-5, 5, 501)
     step = grid[1] - grid[0]
     for size, std, radius in ((0.4, 0.5, 0.6), (0.2, 0.3, 2.0)):
         rounds = [NoisyRound(size * on, radius, std) for on in pattern]
@@ -113,9 +113,7 @@ def test_one_attacked_round_attains_both() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 2), st.floats(0.1, 3), st.floats(0.1, 3)), min_size=1, max_size=6))
-def test_bounds_grow_with_the_attack_and_never_beat_each_other_without_rest(
-    given_rounds: list[tuple[float, ...]],
-) -> None:
+def test_bounds_grow_with_the_attack(given_rounds: list[tuple[float, ...]]) -> None:
     rounds = [NoisyRound(*one) for one in given_rounds]
     more = [NoisyRound(2 * shift, radius, std) for shift, radius, std in given_rounds]
     assert divergence(rounds) <= divergence(more)
@@ -168,7 +166,7 @@ def test_what_clipped_updates_can_do() -> None:
         replaced[:bad] = -rows[:bad] / np.linalg.norm(rows[:bad], axis=1)[:, None] * radius
         assert lr * np.linalg.norm(replaced.mean(0) - rows.mean(0)) <= bound + 1e-12
         assert lr * np.linalg.norm(rows[bad:].mean(0) - rows.mean(0)) <= bound + 1e-12
-    assert mean_shift(radius, lr, 50, n) == mean_shift(radius, lr, n, n) == 2 * radius * lr
+    assert mean_shift(radius, lr, 50, n) == mean_shift(radius, lr, n, n) == pytest.approx(2 * radius * lr)
     aligned = np.tile([radius, 0.0], (n, 1))
     flipped = aligned.copy()
     flipped[:3] *= -1
