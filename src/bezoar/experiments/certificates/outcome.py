@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from bezoar.certify.votes import ABSTAINED, Certified
 from bezoar.experiments.certificates.base import Outcome
 from bezoar.experiments.config import Experiment
 from bezoar.experiments.setup import Setup
-from bezoar.reports.style import GHOST, MUTED, SERIES, Panel, Plot
+from bezoar.reports.style import INK, MUTED, SERIES, Panel, Plot, looks
 from bezoar.reports.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Certificate:
         """Certified accuracy against the number of malicious clients."""
         points = []
         if self.attacked is not None and self.attacked_accuracy is not None:
-            points.append((self.attacked.malicious, self.attacked_accuracy, "under attack"))
+            points.append((self.attacked.malicious, self.attacked_accuracy, "measured under the attack"))
         return accuracy_plot(self.curves, points, f"Certified accuracy: {self.experiment.name}", self.claim)
 
 
@@ -177,22 +178,25 @@ def _percent(name: str) -> Column:
 def accuracy_plot(curves: Sequence[Curve], points: Sequence[tuple[int, float, str]], title: str, caption: str) -> Plot:
     """Steps of certified accuracy over the number of malicious clients; ``points`` (m, accuracy, text) are measured."""
     panel = Panel("", partial(_draw, curves=tuple(curves), points=tuple(points)))
-    return Plot("certified-accuracy", title, caption, (panel,), height=2.3)
+    return Plot("certified-accuracy", title, caption, (panel,), height=2.6)
 
 
 def _draw(figure: FigureBase, curves: Sequence[Curve], points: Sequence[tuple[int, float, str]]) -> None:
-    axes = figure.add_axes((0.12, 0.19, 0.84, 0.68))
-    last = max([len(curve.accuracy) - 1 for curve in curves] + [m for m, _, _ in points] + [1])
-    for i, curve in enumerate(curves):
-        values = np.append(curve.accuracy, curve.accuracy[-1])
-        axes.step(np.arange(len(values)) - 0.5, 100 * values, where="post", color=SERIES[1 + i % 7], label=curve.name)
-    for m, accuracy, text in points:
-        axes.plot([m], [100 * accuracy], "x", color=SERIES[0], ms=5)
-        axes.annotate(text, (m, 100 * accuracy), (5, 3), textcoords="offset points", fontsize=6.5, color=MUTED)
+    axes = figure.add_axes((0.12, 0.36, 0.84, 0.55))
+    last = max([len(curve.accuracy) - 1 for curve in curves] + [m + 1 for m, _, _ in points] + [1])
+    looked = looks([curve.name for curve in curves], None)
+    for curve in curves:
+        values = np.zeros(last + 2)
+        values[: len(curve.accuracy)] = curve.accuracy
+        look = looked[curve.name]
+        edges = np.arange(last + 2) - 0.5
+        axes.step(edges, 100 * values, where="post", color=look.color, ls=look.dashes, label=curve.name)
+    for (m, accuracy, text), marker in zip(points, itertools.cycle("xo^sD")):
+        axes.plot([m], [100 * accuracy], marker, color=SERIES[0], ms=4.5, ls="none", label=text)
     axes.set_xlim(-0.5, last + 0.5)
     axes.set_ylim(0, 102)
     axes.grid(axis="y")
-    axes.axhline(100, color=GHOST, lw=0.6)
+    axes.locator_params(axis="x", integer=True)
     axes.set_title("certified accuracy (%)", color=MUTED, fontsize=7)
-    axes.set_xlabel("malicious clients")
-    axes.legend(frameon=False, fontsize=6.5, loc="upper right")
+    axes.set_xlabel("malicious clients", labelpad=1)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.46, -0.24), ncol=2, fontsize=6.5, frameon=False, labelcolor=INK)
