@@ -8,7 +8,7 @@ import pytest
 
 from bezoar.data import DATASETS
 from bezoar.errors import ConfigError
-from bezoar.experiments import run
+from bezoar.experiments import Experiment, run
 from bezoar.experiments.config import override, read_toml
 from bezoar.experiments.grid import Grid
 from bezoar.personalized.experiment import Equivalence
@@ -32,6 +32,12 @@ PERSONALIZED = {
     "equivalence-mnist": {"data.samples": 100, "training.epochs": 4, "target.epochs": 2, "every": 4},
 }
 
+#: Recipes of one run, which are there to be certified.
+SINGLE = {
+    "certified-ensembles": {"rounds": 2},
+    "certified-crfl": {"rounds": 2},
+}
+
 
 def small(name: str) -> Grid:
     table = override(read_toml(find(name)), {**SMALL[name], "evaluation.every": 1000})
@@ -39,7 +45,7 @@ def small(name: str) -> Grid:
 
 
 def test_every_recipe_has_a_small_version_and_a_description() -> None:
-    assert set(SMALL) | set(PERSONALIZED) == set(recipes())
+    assert set(SMALL) | set(PERSONALIZED) | set(SINGLE) == set(recipes())
     assert all(read_toml(path)["description"] for path in recipes().values())
 
 
@@ -83,6 +89,14 @@ def test_every_rule_and_every_attack_of_the_matrix_runs(data_dir: Path) -> None:
         summary = run(cell.experiment, data_dir=data_dir).summary
         assert summary["rounds_skipped"] == 0, wanted
         assert summary["test_accuracy"] is not None, wanted
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_small_version_of_one_run(name: str) -> None:
+    experiment = Experiment.from_table(override(read_toml(find(name)), SINGLE[name]), name)
+    summary = run(experiment).summary
+    assert summary["rounds_skipped"] == 0
+    assert summary["malicious"] > 0
 
 
 def test_quickstart_small() -> None:
