@@ -134,6 +134,16 @@ def test_disjoint_groups_with_many_clients_are_as_good_as_with_one() -> None:
     assert by_groups.max() > 0
 
 
+def test_blocks_of_points_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    votes = np.random.default_rng(2).choice(3, (20, 50), p=[0.7, 0.2, 0.1])
+    groups = random_subsets(12, 3, 20, seed=0)
+    whole = fixed_groups(votes, groups, 12, 3)
+    monkeypatch.setattr("bezoar.certify.ensemble._BLOCK", 12 * 7)
+    parts = fixed_groups(votes, groups, 12, 3)
+    assert np.array_equal(whole.malicious, parts.malicious)
+    assert len(set(whole.malicious.tolist())) > 1
+
+
 def test_sampled_bounds_are_safe_and_come_near_the_exact_certificate() -> None:
     n, k = 30, 2
     subsets = all_subsets(n, k)

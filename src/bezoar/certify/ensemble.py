@@ -34,6 +34,9 @@ from bezoar.seeding import numpy_generator
 #: More subsets than this are not enumerated.
 MOST_SUBSETS = 100_000
 
+#: Clients times points that are looked at together: 32 MB of numbers.
+_BLOCK = 4_000_000
+
 
 def touched(n: int, k: int, m: int) -> int:
     """How many of the k-subsets of n clients contain at least one of m given clients: C(n, k) - C(n - m, k), exactly.
@@ -139,6 +142,13 @@ def sampled_ensemble(counts: ArrayLike, n: int, k: int, *, alpha: float = 0.001,
     return Certified(np.where(malicious < 0, ABSTAINED, labels), malicious, 1 - alpha)
 
 
+def _largest(loads: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The ``count`` largest of each column, falling."""
+    if count < len(loads):
+        loads = np.partition(loads, len(loads) - count, axis=0)[-count:]
+    return np.sort(loads, axis=0)[::-1]
+
+
 def fixed_groups(votes: ArrayLike, groups: Sequence[ArrayLike], n: int, classes: int) -> Certified:
     r"""The certificate of the majority of exactly these models, against attackers who know who is in which group.
 
@@ -160,19 +170,29 @@ def fixed_groups(votes: ArrayLike, groups: Sequence[ArrayLike], n: int, classes:
     given = check_votes(votes, classes)
     if len(groups) != len(given):
         raise ConfigError(f"{len(given)} models vote, but there are {len(groups)} groups")
-    member = np.zeros((n, len(groups)), dtype=np.float64)
+    from scipy.sparse import coo_array
+
+    members = []
     for j, group in enumerate(groups):
         ids = np.asarray(group)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= n:
             raise ConfigError(f"group {j} must be ids of clients in 0..{n - 1}, at least one")
-        member[ids, j] = 1.0
+        members.append(np.unique(ids))
+    # Clients of no group take nothing. Of the others a few at the top are enough: each takes one at least, until the
+    # lead is spent.
+    clients, rows = np.unique(np.concatenate(members), return_inverse=True)
+    places = np.repeat(np.arange(len(groups)), [len(ids) for ids in members])
+    member = coo_array((np.ones(len(rows), dtype=np.int64), (rows, places)), (len(clients), len(groups))).tocsr()
     counts = count_votes(given, classes)
     labels = majority(counts)
     lead = leads(counts, labels)
     malicious = np.full(len(labels), n, dtype=np.int64)
-    for rival in range(classes):
-        weight = 1.0 + (given == labels) - (given == rival)
-        loads = np.sort(member @ weight, axis=0)[::-1]
-        spent = np.cumsum(loads, axis=0)
-        malicious = np.minimum(malicious, np.where(labels == rival, n, (spent <= lead[:, rival]).sum(axis=0)))
+    step = max(1, _BLOCK // len(clients))
+    for start in range(0, len(labels), step):
+        part = slice(start, start + step)
+        for rival in range(classes):
+            weight = 1 + (given[:, part] == labels[part]).astype(np.int64) - (given[:, part] == rival)
+            spent = np.cumsum(_largest(member @ weight, len(groups) + 1), axis=0)
+            held = np.where(labels[part] == rival, n, (spent <= lead[part, rival]).sum(axis=0))
+            malicious[part] = np.minimum(malicious[part], held)
     return Certified(labels, malicious)
