@@ -180,6 +180,9 @@ def test_rounding_to_shares_that_exist() -> None:
     """With all of 200 drawn votes for one class of 6 subsets, the lower bound 0.96 is rounded up to 6 of 6."""
     certified = sampled_ensemble([[200, 0]], 6, 1, alpha=0.001)
     assert certified.malicious.tolist() == exact_ensemble([[6, 0]], 6, 1).malicious.tolist() == [3]
+    # The other way round the tie at m = 3 goes to the rival.
+    certified = sampled_ensemble([[0, 200]], 6, 1, alpha=0.001)
+    assert certified.malicious.tolist() == exact_ensemble([[0, 6]], 6, 1).malicious.tolist() == [2]
 
 
 @settings(max_examples=60, deadline=None)
