@@ -36,6 +36,7 @@ PERSONALIZED = {
 SINGLE = {
     "certified-ensembles": {"rounds": 2},
     "certified-crfl": {"rounds": 2},
+    "certificate-tight": {"rounds": 2},
 }
 
 

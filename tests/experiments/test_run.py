@@ -384,3 +384,52 @@ def test_tensors_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_public_names() -> None:
     assert bezoar.run is run
     assert bezoar.Experiment.from_table(TABLE) == tiny()
+
+
+def test_a_run_counts_what_its_clients_send_and_fetch(tmp_path: Path) -> None:
+    result = run(tiny(attack="none", adversary={}), tmp_path / "run")
+    d, k = result.summary["parameters"], round(0.05 * result.summary["parameters"])
+    ups = [record["bytes_up"] for record in result.rounds]
+    downs = [record["bytes_down"] for record in result.rounds]
+    assert ups == [20 * 4 * d] * 12
+    # 20 of 600 clients a round: in the first all are new, in later ones a few are back.
+    assert downs[0] == 20 * 4 * d
+    assert 0 < downs[-1] <= 20 * 4 * d
+    assert min(downs) < 20 * 4 * d
+    assert result.summary["bytes_down"] == sum(downs)
+    assert result.summary["bytes_up_per_client"] == 4 * d
+    assert result.summary["bytes_down_per_client"] == sum(downs) / 240
+    # Everyone in every round: after the first, each fetches exactly what the last step moved.
+    always = run(tiny(attack="none", adversary={}, rounds=3, sampling__cohort=600))
+    assert [record["bytes_down"] for record in always.rounds] == [600 * 4 * d, 600 * 8 * k, 600 * 8 * k]
+    plain = run(tiny(attack="none", adversary={}, rounds=2, defence="none"))
+    assert [record["bytes_down"] for record in plain.rounds] == [20 * 4 * d] * 2
+
+
+def test_sybils_send_and_fetch_as_well() -> None:
+    with_sybils = run(tiny(rounds=2, adversary__sybils=3))
+    assert [record["bytes_up"] for record in with_sybils.rounds] == [
+        23 * 4 * with_sybils.summary["parameters"] for _ in range(2)
+    ]
+
+
+def test_a_checkpoint_without_a_ledger_leaves_downloads_unknown(tmp_path: Path) -> None:
+    def stop(record: Any) -> None:
+        if record["round"] == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    with pytest.raises(Interrupted):
+        run(tiny(), tmp_path, progress=stop)
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, metadata = load_tensors(path)
+    assert {name for name in tensors if name.startswith("traffic.")} == {
+        "traffic.moved",
+        "traffic.counts",
+        "traffic.seen",
+    }
+    save_tensors(path, {name: t for name, t in tensors.items() if not name.startswith("traffic.")}, metadata)
+    result = run(tiny(), tmp_path, resume=True)
+    assert [record["bytes_down"] is None for record in result.rounds] == [False] * 7 + [True] * 5
+    assert result.summary["bytes_down"] is None
+    assert result.summary["bytes_up"] == 240 * 4 * result.summary["parameters"]

@@ -49,9 +49,11 @@ def test_records_say_how_they_were_made_and_broke_no_promise() -> None:
         assert not str(found["commit"]).endswith("dirty")
         assert found["attack"]["certified_labels_changed"] == 0  # type: ignore[index]
         recipe = "certified-crfl" if name == "CRFL" else "certified-ensembles"
-        assert found["hash"] == Experiment.load(find(recipe)).hash() == Experiment.load(
-            RESULTS / folder / "experiment.toml"
-        ).hash()
+        assert (
+            found["hash"]
+            == Experiment.load(find(recipe)).hash()
+            == Experiment.load(RESULTS / folder / "experiment.toml").hash()
+        )
 
 
 def test_one_table_and_one_figure(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_resnet9_is_page_s_network() -> None:
 
 def test_models_list_their_options() -> None:
     assert {name: kind.options for name, kind in MODELS.items()} == {
-        "linear": {},
+        "linear": {"zero": False},
         "mlp": {"hidden": (64,)},
         "cnn": {"width": 32, "hidden": 128},
         "resnet9": {"width": 64},

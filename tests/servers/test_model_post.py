@@ -108,6 +108,14 @@ def test_runs_repeat_and_resume(tmp_path: Path) -> None:
     assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
 
 
+def test_every_client_fetches_the_whole_model() -> None:
+    """Noise moves all of it, however few coordinates the server's step has."""
+    sparse = {"preset": "sparsefed", "radius": 2.0, "k": 10, "model_post": [{"kind": "gaussian-noise", "std": 0.01}]}
+    found = run(tiny(rounds=2, attack="none", defence=sparse))
+    d = found.summary["parameters"]
+    assert [record["bytes_down"] for record in found.rounds] == [20 * 4 * d] * 2
+
+
 def test_positions_of_old_arguments_stay() -> None:
     old = defence("none")
     assert Defence(old.pipeline, old.server, (), False, 100) == old

@@ -15,7 +15,7 @@ from bezoar.attacks.base import AttackContext, Goal, Knowledge, Sent, usable
 from bezoar.attacks.pgd import PGD, Keep, project, rescale
 from bezoar.errors import ConfigError
 from bezoar.kernels.topk import top_k
-from bezoar.servers import SparseFed
+from bezoar.servers import FetchSGD, SparseFed
 from bezoar.updates.base import Updates
 from bezoar.updates.stacked import Stacked
 
@@ -141,7 +141,7 @@ class _Forecast:
         self.everything = torch.ones(self.d, dtype=torch.bool, device=view.device)
         server = context.server
         # Where the rate only enters the step, the choice of coordinates does not depend on it (it may be zero).
-        inside = isinstance(server, SparseFed) and server.lr_placement != "outside"
+        inside = isinstance(server, SparseFed | FetchSGD) and server.lr_placement != "outside"
         self.lr = context.server_lr if inside else 1.0
 
     def support(self, sent: Tensor | None) -> Tensor:

@@ -1,10 +1,11 @@
-"""What can be promised: robustness constants, certified radii and predictions, and what nobody can promise.
+"""What can be promised: robustness constants, certified radii and predictions, the choice of k; and what nobody can.
 
 >>> from bezoar.aggregation import TrimmedMean
 >>> kappa(TrimmedMean(f=3), n=9)
 1.0
 """
 
+from bezoar.certify.choose_k import LossCurve, choose_k, loss_curve
 from bezoar.certify.constants import breakdown, constants, kappa
 from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, label_divergence, total_shift
 from bezoar.certify.ensemble import all_subsets, exact_ensemble, fixed_groups, random_subsets, sampled_ensemble
@@ -29,12 +30,14 @@ __all__ = [
     "ABSTAINED",
     "Certified",
     "Dilemma",
+    "LossCurve",
     "NoisyRound",
     "aggregation_floor",
     "all_subsets",
     "breakdown",
     "certified",
     "certified_labels",
+    "choose_k",
     "constants",
     "count_votes",
     "dilemma",
@@ -55,6 +58,7 @@ __all__ = [
     "learning_floor",
     "log_radius",
     "log_reach",
+    "loss_curve",
     "lower_estimate",
     "poison_bound",
     "random_subsets",

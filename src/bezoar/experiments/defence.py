@@ -123,6 +123,19 @@ def _crfl(
     }
 
 
+def _fetchsgd(
+    *,
+    radius: float = 5.0,
+    k: int | str = "1%",
+    rows: int = 5,
+    columns: int | str = "10%",
+    momentum: float = 0.9,
+) -> dict[str, Any]:
+    """SparseFed with FetchSGD: clip, mean, top-k of a count sketch that holds momentum and error feedback."""
+    server = {"kind": "fetchsgd", "k": k, "rows": rows, "columns": columns, "momentum": momentum}
+    return {"pipeline": [*_clip(radius), "mean"], "server": server}
+
+
 PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
     "none": _none,
     "clip": _clip_preset,
@@ -131,6 +144,7 @@ PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
     "krum": _krum,
     "sparsefed": _sparsefed,
     "crfl": _crfl,
+    "fetchsgd": _fetchsgd,
 }
 
 _KEYS = ("pipeline", "server", "post", "adaptive_clip", "root_samples", "model_post")

@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bezoar.data.dataset import as_input
+from bezoar.data.dataset import Indices, as_input
 from bezoar.errors import DivergedError, HostileRowsError
 from bezoar.experiments.adversary import Mind, caught, measured, play_clients, remembered
 from bezoar.experiments.setup import Setup, cross_entropy
 from bezoar.experiments.work import Round, root_update
 from bezoar.seeding import derive, generator
+from bezoar.servers.traffic import dense, fetch_, move_, open_ledger
 
 
 @dataclass(frozen=True)
 class State:
-    """What changes from round to round, beside the flat model in the setup. The mappings are never changed.
+    """What changes from round to round, beside the flat model in the setup. The mappings are never changed, except
+    for ``traffic``, which moves in place as the model does.
 
     Attributes:
         round: rounds played.
@@ -32,6 +34,7 @@ class State:
         attack: what the attack remembers.
         past: ``weights`` [d] before the last step, ``sent`` [d], the sum of what the attackers sent then, and
             ``cohort``, for attacks that want to know.
+        traffic: the ledger of what clients have fetched, where the server's steps are sparse.
     """
 
     round: int = 0
@@ -41,6 +44,7 @@ class State:
     last: Mapping[str, Tensor] = field(default_factory=dict)
     attack: Mapping[str, Tensor] = field(default_factory=dict)
     past: Mapping[str, Tensor] = field(default_factory=dict)
+    traffic: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Clock:
@@ -86,6 +90,7 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         attackers = np.concatenate([present, setup.sybils])
         cohort = np.concatenate([cohort, setup.sybils])
     rule = experiment.defence.rule(lr)
+    ledger, up, down = _transfers(setup, state, cohort)
     record: dict[str, Any] = {
         "kind": "round",
         "round": t,
@@ -93,6 +98,8 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         "attackers": len(attackers) if len(attackers) else len(present),
         "attacking": len(attackers) > 0,
         "cohort": len(cohort),
+        "bytes_up": up,
+        "bytes_down": down,
         "clipped": None,
         "aggregate_norm": None,
         "update_norm": None,
@@ -100,7 +107,7 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         "skipped": None,
     }
     # What the state becomes if the server gives up on the round: clients do not know, their momentum goes on.
-    after = replace(state, round=t, past={})
+    after = replace(state, round=t, past={}, traffic=ledger)
     try:
         root: Tensor | None = None
         if rule.uses_root:
@@ -140,6 +147,8 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         raise DivergedError(f"round {t}: {error}") from None
     step.apply_(setup.weights)
     _finish_model(setup, t)
+    if ledger:
+        move_(ledger, step.index, t)
     clock.stop("server")
     record["aggregate_norm"] = vector.norm()
     record["update_norm"] = step.values.norm()
@@ -158,6 +167,26 @@ def _finish_model(setup: Setup, t: int) -> None:
     for i, part in enumerate(setup.experiment.defence.model_post):
         with torch.no_grad():
             setup.weights.copy_(part(setup.weights, t, generator(setup.experiment.seed, "model post", t, i)))
+
+
+def _transfers(setup: Setup, state: State, cohort: Indices) -> tuple[Mapping[str, Tensor], int, int | Tensor | None]:
+    """The ledger of downloads, and the bytes that the clients of the next round send and fetch.
+
+    The latter are None where a run goes on from a checkpoint without a ledger: who has which model is not known then.
+    """
+    t, d = state.round + 1, setup.weights.numel()
+    traffic = setup.experiment.defence.server.traffic(d)
+    up = traffic.up * len(cohort)
+    # What is done to the model itself moves all of it.
+    down = dense(d) if setup.experiment.defence.model_post else traffic.down
+    if down >= dense(d):
+        return {}, up, down * len(cohort)
+    ledger = state.traffic
+    if t == 1:
+        ledger = open_ledger(d, setup.clients, setup.experiment.rounds, setup.device)
+    if not ledger:
+        return {}, up, None
+    return ledger, up, fetch_(ledger, torch.from_numpy(cohort).to(setup.device), t).sum()
 
 
 def predicted_classes(setup: Setup, inputs: Tensor) -> Tensor:

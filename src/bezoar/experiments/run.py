@@ -136,7 +136,7 @@ def _finished(folder: Path, digest: str) -> RunResult | None:
 
 
 #: The parts of the state that are mappings of tensors.
-_MEMORIES = ("server", "rule", "clients", "last", "attack", "past")
+_MEMORIES = ("server", "rule", "clients", "last", "attack", "past", "traffic")
 
 #: Marks tensors that stay on the CPU when the run is on another device, such as client ids.
 _ON_CPU = "@cpu"
@@ -273,6 +273,7 @@ def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, 
         "attackers_per_round_mean": sum(r["attackers"] for r in records.rounds if r["attacking"])
         / max(1, len(records.rounds)),
         **_attacked(records.rounds),
+        **_communicated(records.rounds),
         "rounds_skipped": sum(r["skipped"] is not None for r in records.rounds),
         "converged": converged,
         "convergence_note": note,
@@ -299,6 +300,20 @@ def _attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | No
     means = {key: mean(key) for key in ("detected", "false_alarms", "variance", "deviation", "floor")}
     # Infinity is null in records; a mean that left it out must say so.
     return {**means, **{f"{key}_infinite": infinite(key) for key in ("deviation", "floor")}}
+
+
+def _communicated(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
+    """Bytes that all clients sent and fetched in all rounds, and the mean of one client in one round.
+
+    None where a round does not say, as those from before an upgrade do not.
+    """
+    found: dict[str, float | int | None] = {}
+    parts = sum(record["cohort"] for record in rounds)
+    for key in ("bytes_up", "bytes_down"):
+        spent = [record.get(key) for record in rounds]
+        total = None if None in spent else sum(amount for amount in spent if amount is not None)
+        found |= {key: total, f"{key}_per_client": total / parts if total is not None and parts else None}
+    return found
 
 
 def _converged(last: Mapping[str, Any], classes: int, diverged: str | None) -> tuple[bool, str]:

@@ -24,6 +24,7 @@ from bezoar.reports.tables import (
     Entry,
     Table,
     adversary_table,
+    communication_table,
     comparison_table,
     matrix_table,
     over_attacks_table,
@@ -59,6 +60,11 @@ DEFINITIONS = (
         "Time per round",
         "Sum of the mean seconds per round spent in the clients, the attack, the aggregation, the server and the "
         "evaluation.",
+    ),
+    (
+        "Bytes up and down",
+        "What clients send to the server and fetch from it, attackers included, with values as float32 and places as "
+        "int32. Messages are not compressed further, and nothing is lost or sent twice.",
     ),
     (
         "Interval",
@@ -123,6 +129,7 @@ def _parts(g: Grid) -> Iterable[str]:
             yield _figure(plots[name])
         if name == "timing":
             yield _table_section(g, timing_table(g), "" if name in plots else None)
+    yield _table_section(g, communication_table(g))
     yield _per_class(g, plots.get("per_class"))
     yield _settings(g)
     yield _table_section(g, runs_table(g), "Every run by itself")

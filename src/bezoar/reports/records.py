@@ -29,7 +29,10 @@ class RecordsError(BezoarError):
 
 @dataclass(frozen=True)
 class Round:
-    """One training round; ``skipped`` holds the reason if the server kept its model."""
+    """One training round; ``skipped`` holds the reason if the server kept its model.
+
+    ``bytes_up`` and ``bytes_down`` are what all clients of the round sent and fetched, None where it is not known.
+    """
 
     round: int
     lr: float
@@ -40,6 +43,8 @@ class Round:
     update_norm: float
     excluded: int
     skipped: str | None
+    bytes_up: float | None = None
+    bytes_down: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class Summary:
     ``detected`` and ``false_alarms`` are shares of attackers and of others that the rule flagged, ``variance``,
     ``deviation`` and ``floor`` say how far honest updates lay apart, how far the aggregate was from their mean
     (squared), and what no rule can promise for that; all are means over the rounds with an attack. So many of those
-    as ``deviation_infinite`` and ``floor_infinite`` say are left out of their means.
+    as ``deviation_infinite`` and ``floor_infinite`` say are left out of their means. ``bytes_up`` and ``bytes_down``
+    are totals of the run, ``..._per_client`` the mean of one client in one round.
     """
 
     name: str
@@ -91,6 +97,10 @@ class Summary:
     floor: float | None
     deviation_infinite: int
     floor_infinite: int
+    bytes_up: float | None
+    bytes_down: float | None
+    bytes_up_per_client: float | None
+    bytes_down_per_client: float | None
     converged: bool
     convergence_note: str
     seconds: Mapping[str, float]
@@ -337,6 +347,8 @@ def _round(o: Mapping[str, Any]) -> Round:
         update_norm=_float(o.get("update_norm")),
         excluded=_int(o.get("excluded")),
         skipped=None if not o.get("skipped") else str(o["skipped"]),
+        bytes_up=_maybe(o.get("bytes_up")),
+        bytes_down=_maybe(o.get("bytes_down")),
     )
 
 
@@ -382,6 +394,10 @@ def _summary(file: Path) -> Summary | None:
         floor=_maybe(o.get("floor")),
         deviation_infinite=_int(o.get("deviation_infinite")),
         floor_infinite=_int(o.get("floor_infinite")),
+        bytes_up=_maybe(o.get("bytes_up")),
+        bytes_down=_maybe(o.get("bytes_down")),
+        bytes_up_per_client=_maybe(o.get("bytes_up_per_client")),
+        bytes_down_per_client=_maybe(o.get("bytes_down_per_client")),
         converged=bool(o["converged"]),
         convergence_note=_text(o.get("convergence_note")),
         seconds=_mapping(o.get("seconds"), _float),

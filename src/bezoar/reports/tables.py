@@ -420,6 +420,52 @@ def runs_table(records: Comparison | Run | Grid) -> Table:
     return Table("runs", "Every run by itself", tuple(columns), tuple(rows))
 
 
+#: Bytes of a model's parameter as clients send and fetch it (float32).
+_VALUE = 4
+
+
+def communication_table(records: Comparison | Run | Grid) -> Table | None:
+    """Bytes that clients send and fetch, and their share of dense models; None if nothing was counted."""
+    g = _grid(records)
+    rows = [row for row in g.rows if row.of(lambda s: s.bytes_up) or row.of(lambda s: s.bytes_down)]
+    if not rows:
+        return None
+    readers: dict[str, tuple[str, Callable[[Summary], float | None]]] = {
+        "bytes_up_per_client": ("up, client and round", lambda s: s.bytes_up_per_client),
+        "bytes_up_share": ("of dense", lambda s: _of_dense(s, s.bytes_up_per_client)),
+        "bytes_down_per_client": ("down, client and round", lambda s: s.bytes_down_per_client),
+        "bytes_down_share": ("of dense", lambda s: _of_dense(s, s.bytes_down_per_client)),
+        "bytes_up": ("up, whole run", lambda s: s.bytes_up),
+        "bytes_down": ("down, whole run", lambda s: s.bytes_down),
+    }
+    found: list[tuple[Column, list[Estimate | None]]] = []
+    for key, (title, reader) in readers.items():
+        values = [row.of(reader) for row in rows]
+        unit, size = ("%", 0.01) if key.endswith("share") else _bytes(e.mean for e in values if e)
+        decimals = {"%": 1, "B": 0}.get(unit, _decimals(e.mean / size for e in values if e))
+        found.append((Column(key, title, unit, 1 / size, decimals), values))
+    columns = (*_label_columns(g), *(column for column, _ in found))
+    entries = tuple((*_labels(g, row), *(values[i] for _, values in found)) for i, row in enumerate(rows))
+    notes = (
+        "Of dense: next to 4 bytes a parameter each way. Down: a client fetches the whole model when it first takes "
+        "part; later, where steps are sparse, the coordinates that have moved since it last took part, 8 bytes each, "
+        "or the whole model where that is shorter.",
+        *_notes(g),
+    )
+    return Table("communication", "What clients send and fetch", columns, entries, notes)
+
+
+def _of_dense(summary: Summary, amount: float | None) -> float | None:
+    return None if amount is None or not summary.parameters else amount / (_VALUE * summary.parameters)
+
+
+def _bytes(values: Iterable[float]) -> tuple[str, float]:
+    """The unit in which the greatest value has at least one digit before the point, and its bytes."""
+    greatest = max((value for value in values if math.isfinite(value)), default=0.0)
+    units = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+    return next(((unit, size) for unit, size in units.items() if greatest >= size), ("B", 1.0))
+
+
 def tables(records: Comparison | Run | Grid) -> tuple[Table, ...]:
     """All tables that apply to the records, in the order of the report."""
     g = _grid(records)
@@ -429,6 +475,7 @@ def tables(records: Comparison | Run | Grid) -> tuple[Table, ...]:
         matrix_table(g, targeted=True),
         over_attacks_table(g),
         adversary_table(g),
+        communication_table(g),
         timing_table(g),
         per_class_table(g),
         runs_table(g),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
+from bezoar.servers.traffic import Traffic, dense
 
 State = Mapping[str, Tensor]
 
@@ -46,6 +47,14 @@ class Server(ABC):
     def check(self, d: int) -> None:  # noqa: B027 - most servers fit every model
         """Raise ``ConfigError`` unless the parameters fit a model of d parameters."""
 
+    def traffic(self, d: int) -> Traffic:
+        """Bytes that a client sends and fetches in a round, for a model of d parameters: all of it both ways.
+
+        Servers whose steps are sparse say how much one step is: then every client fetches exactly what has moved
+        since it last took part (see :mod:`bezoar.servers.traffic`).
+        """
+        return Traffic(up=dense(d), down=dense(d))
+
     @abstractmethod
     def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
         """One round: ``aggregate`` [d] in descent sign, learning rate ``lr``, the state of the last call ({} first)."""
@@ -55,3 +64,18 @@ def check_momentum(owner: str, momentum: float) -> None:
     """Raise unless 0 <= momentum < 1."""
     if not 0 <= momentum < 1:
         raise ConfigError(f"{owner}: momentum must be at least 0 and below 1, got {momentum}")
+
+
+def share_or_count(owner: str, name: str, value: int | str, d: int) -> int:
+    """How many of d ``value`` means: a count, or a share such as ``"1%"``, rounded to the nearest count, at least 1."""
+    if isinstance(value, str):
+        try:
+            share = float(value.removesuffix("%")) / 100
+        except ValueError:
+            share = -1.0
+        if not value.endswith("%") or not 0 < share <= 1:
+            raise ConfigError(f'{owner}: {name} must be a count or a share such as "1%", got {value!r}')
+        return max(1, round(share * d))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{owner}: {name} must be at least 1, got {value!r}")
+    return value

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bezoar.errors import ConfigError
 from bezoar.kernels.topk import top_k
-from bezoar.servers.base import Server, State, Step, check_momentum
+from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
+from bezoar.servers.traffic import Traffic, dense, sparse
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,21 @@ class SparseFed(Server):
 
     def count(self, d: int) -> int:
         """How many of d coordinates ``k`` means: a share is rounded to the nearest count, at least 1."""
-        if isinstance(self.k, str):
-            try:
-                share = float(self.k.removesuffix("%")) / 100
-            except ValueError:
-                share = -1.0
-            if not self.k.endswith("%") or not 0 < share <= 1:
-                raise ConfigError(f'SparseFed: k must be a count or a share such as "1%", got {self.k!r}')
-            return max(1, round(share * d))
-        if isinstance(self.k, bool) or self.k < 1:
-            raise ConfigError(f"SparseFed: k must be at least 1, got {self.k!r}")
-        return self.k
+        return share_or_count("SparseFed", "k", self.k, d)
 
     def check(self, d: int) -> None:
         if self.count(d) > d:
             raise ConfigError(f"SparseFed: k={self.k} is more than the model's {d} parameters")
 
-    def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
-        d = len(aggregate)
-        self.check(d)
+    def traffic(self, d: int) -> Traffic:
+        return Traffic(up=dense(d), down=sparse(self.count(d), d))
+
+    def entering(self, aggregate: Tensor, lr: float, state: State) -> Tensor:
+        """The vector W [d] of which :meth:`step` would move the k largest entries; nothing is changed."""
+        return self._memory(aggregate, lr, state)[1]
+
+    def _memory(self, aggregate: Tensor, lr: float, state: State) -> tuple[Tensor, Tensor]:
+        """R and W [d] before anything moves, as tensors of their own."""
         entering = lr * aggregate if self.lr_placement == "inside-momentum" else aggregate
         last = state.get("momentum")
         momentum = entering.clone() if last is None else torch.add(entering, last, alpha=self.momentum)
@@ -78,6 +75,12 @@ class SparseFed(Server):
         scale = lr if self.lr_placement == "inside" else 1.0
         remembered = state.get("error")
         error = scale * fed if remembered is None else torch.add(remembered, fed, alpha=scale)
+        return momentum, error
+
+    def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
+        d = len(aggregate)
+        self.check(d)
+        momentum, error = self._memory(aggregate, lr, state)
         index = top_k(error, self.count(d))
         moved = error[index]
         error[index] = 0

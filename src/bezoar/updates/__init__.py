@@ -5,6 +5,7 @@ from bezoar.updates.dense import DenseUpdates
 from bezoar.updates.gradients import client_gradients
 from bezoar.updates.held import RowUpdates
 from bezoar.updates.mixed import Mixed
+from bezoar.updates.sketch import SketchUpdates
 from bezoar.updates.stacked import Stacked
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Needs",
     "RowUpdates",
     "Segment",
+    "SketchUpdates",
     "Stacked",
     "Updates",
     "client_gradients",

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 _LOG10 = math.log(10)
 _HEIGHT = 2.5
+#: A line looks the same in every panel.
+_LOOKS = looks(
+    ("measured", "clipped steps reach", "recurrence", "ℓ2 of the convex loss × √d", "recurrence, omega as measured"),
+    "measured",
+)
 
 
 def radius_plot(cells: Sequence[Cell]) -> Plot:
@@ -34,7 +39,7 @@ def _lines(cell: Cell) -> dict[str, list[float]]:
         found["measured"] = [math.log10(gap) if gap else -math.inf for gap in cell.distances[0]]
     found["clipped steps reach"] = _tens(cell.reach)
     if cell.always is not None:
-        found["recurrence" if not cell.estimated else "recurrence, c estimated"] = _tens(cell.always.log_radius)
+        found["recurrence"] = _tens(cell.always.log_radius)
     if cell.if_measured is not None and cell.if_measured.gamma != (cell.always.gamma if cell.always else None):
         found["recurrence, omega as measured"] = _tens(cell.if_measured.log_radius)
     if cell.convex is not None:
@@ -51,8 +56,9 @@ def _draw(figure: FigureBase, *, cell: Cell, title: str) -> None:
     axes = figure.add_axes((0.13, 0.37, 0.83, 0.52))
     lines = _lines(cell)
     rounds = range(1, len(cell.facts) + 1)
-    for name, look in looks(list(lines), "measured").items():
-        values = [value if math.isfinite(value) else math.nan for value in lines[name]]
+    for name, line in lines.items():
+        look = _LOOKS[name]
+        values = [value if math.isfinite(value) else math.nan for value in line]
         every = max(1, len(values) // 6)
         axes.plot(
             rounds,
@@ -63,7 +69,7 @@ def _draw(figure: FigureBase, *, cell: Cell, title: str) -> None:
             ms=3,
             mew=0,
             markevery=every,
-            label=name,
+            label=f"{name}, c estimated" if cell.estimated and name == "recurrence" else name,
         )
     if cell.moved:
         axes.axhline(math.log10(cell.moved), color=MUTED, lw=0.6, ls="dotted", label="way of the clean model")

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bezoar.aggregation import Clip, Mean
+from bezoar.experiments.aggregates import aggregates, trained
+from bezoar.experiments.rounds import State, play
+from bezoar.experiments.setup import Setup, prepare
+from bezoar.servers import SparseFed
+from tests.experiments.tiny import tiny
+
+
+def prepared(**settings: object) -> Setup:
+    return prepare(tiny(**settings).without_attack(), None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"clients": {"kind": "local", "epochs": 2}, "defence__adaptive_clip": True},
+        {"defence__post": [{"kind": "gaussian-noise", "std": 0.01}]},
+        {"defence__server": {"lr_placement": "inside"}},
+        {"clients": {"kind": "gradient", "batch_size": 1, "momentum": 0.5}, "sampling__cohort": 600},
+        {"defence": {"pipeline": ["fltrust"], "server": {"kind": "sparsefed", "k": "5%"}}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_the_first_vector_is_what_the_next_round_takes_the_top_k_of(
+    settings: dict[str, object], rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = prepared(**settings)
+    state = trained(setup, rounds)
+    assert state.round == rounds
+    before = setup.weights.clone()
+    mine = list(aggregates(setup, state, 2))
+    assert torch.equal(setup.weights, before)
+    seen: list[torch.Tensor] = []
+    truth = SparseFed._memory
+
+    def watched(self: SparseFed, *arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        found = truth(self, *arguments)  # type: ignore[arg-type]
+        seen.append(found[1].clone())
+        return found
+
+    monkeypatch.setattr(SparseFed, "_memory", watched)
+    play(setup, state)
+    assert torch.equal(mine[0], seen[0])
+    assert not torch.equal(mine[0], mine[1])
+
+
+def test_dense_servers_hand_over_the_clipped_mean() -> None:
+    setup = prepared(defence={"preset": "clip", "radius": 0.5})
+    assert isinstance(setup.experiment.defence.pipeline, type(Clip(0.5) >> Mean()))
+    (vector,) = aggregates(setup, State(), 1)
+    assert 0 < vector.norm() <= 0.5
+
+
+def test_learning_rates_end_with_the_run() -> None:
+    setup = prepared(rounds=2, learning_rate={"kind": "triangular", "peak": 0.2}, clients={"kind": "local"})
+    assert all(vector.isfinite().all() and vector.any() for vector in aggregates(setup, State(), 5))
