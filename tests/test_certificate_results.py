@@ -102,6 +102,9 @@ def test_the_page_quotes_the_records() -> None:
     attacked = record("attacked")
     for row in (*attack_rows(attacked), *sweep_rows(record("long")), *sweep_rows(attacked)):
         assert row in text, row
+    for cell in record("long")["cells"][2:]:
+        assert 10 ** cell["end"]["log10_recurrence_l1_if_loss_rate_is_as_measured"] > cell["moved_l1"]
+        assert f"{cell['moved_l1']:.2f}" == "0.15"
     for cell in attacked["cells"]:
         sure, nearest = cell["predictions"], cell["search"]["nearest"]
         assert f"{100 * sure['certified']:.1f}%" in text

@@ -167,3 +167,20 @@ print(elapsed, ",".join(sorted(heavy & set(sys.modules))))
     elapsed, heavy = done.stdout.strip("\n").split(" ")
     assert heavy == ""
     assert float(elapsed) < time.perf_counter() - start
+
+
+def test_readings_are_listed_and_run(config: Path, tmp_path: Path) -> None:
+    listed = bezoar("list", "readings")
+    assert listed.returncode == 0, listed.stderr
+    assert "code-2021-05" in listed.stdout
+    one = bezoar("list", "readings", "code-2021-05")
+    assert "13 trimmed mean: " in one.stdout
+    assert 'defence.rule.variant = "code-2021-05"' in one.stdout
+    out = tmp_path / "out"
+    done = bezoar("run", config, "--out", out, "--set", "rounds=2", "--set", "reading=paper")
+    assert done.returncode == 0, done.stderr
+    recorded = (out / "experiment.toml").read_text()
+    assert 'reading = "paper"' in recorded
+    assert 'masking = "subtract"' in recorded
+    assert json.loads((out / "summary.json").read_text())["regime"] == "uncompressed"
+    assert bezoar("run", out / "experiment.toml", "--out", tmp_path / "again").returncode == 0

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import tomlkit
 
+from bezoar.cli import app
+from bezoar.errors import BezoarError
+from bezoar.experiments import Experiment, run
 from tests.experiments.test_certificates import TABLE
 from tests.test_cli import bezoar
 
@@ -31,18 +35,26 @@ def test_table_words_and_records(config: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_directory(config: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert bezoar("run", config, "--out", run, "--quiet").returncode == 0
-    done = bezoar("certify", run, "--json")
+    directory = tmp_path / "run"
+    summary = run(Experiment.load(config), directory).summary
+    done = bezoar("certify", directory, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    assert record == json.loads((run / "certificate" / "certificate.json").read_text())
-    assert record["hash"] == json.loads((run / "summary.json").read_text())["hash"]
+    assert record == json.loads((directory / "certificate" / "certificate.json").read_text())
+    assert record["hash"] == summary["hash"]
 
 
-def test_no_measure_and_quiet(config: Path, tmp_path: Path) -> None:
-    done = bezoar("certify", config, "--no-measure", "--quiet", "--seed", "4", cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty directory; settings of the process stay the tests' own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bezoar.cli.certify.prepare", lambda *settings: None)
+
+
+@pytest.mark.usefixtures("inside")
+def test_no_measure_and_quiet(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    app(["certify", str(config), "--no-measure", "--quiet", "--seed", "4"], standalone_mode=False)
+    assert capfd.readouterr() == ("", "")
     record = json.loads((tmp_path / "runs" / "small-certificate" / "certificate.json").read_text())
     assert record["seed"] == 4
 
@@ -62,10 +74,16 @@ def test_no_measure_and_quiet(config: Path, tmp_path: Path) -> None:
         (["certificate-tight", "--set", "adversary.cuont=3"], "did you mean 'count'"),
     ],
 )
-def test_wrong_use_is_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:
-    done = bezoar("certify", *arguments, cwd=tmp_path)
-    assert done.returncode in (1, 2)
-    assert words in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("bezoar: ")
-    assert "Traceback" not in done.stderr
+@pytest.mark.usefixtures("inside")
+def test_wrong_use(arguments: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(BezoarError, match=re.escape(words)) as error:
+        app(["certify", *arguments, "--quiet"], standalone_mode=False)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_wrong_use_is_one_line(tmp_path: Path) -> None:
+    done = bezoar("certify", "certificate-tight", "--set", "defence=none", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("bezoar: defence.pipeline: ")
+    assert done.stderr.count("\n") == 1

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bezoar.certify import loss_curve
 from bezoar.cli import app
 from bezoar.errors import ConfigError
-from bezoar.experiments import run
+from bezoar.experiments import Experiment, run
 from bezoar.experiments.aggregates import aggregates, trained
 from bezoar.experiments.setup import prepare
 from tests.experiments.tiny import TABLE, tiny
@@ -96,3 +96,16 @@ def test_what_can_not_be_done_is_said(config: Path, tmp_path: Path) -> None:
     run_folder.mkdir()
     os.link(config, run_folder / "experiment.toml")
     says("the run is not finished", run_folder)
+
+
+def test_the_page_quotes_the_measured_losses() -> None:
+    root = Path(__file__).resolve().parents[1]
+    page = " ".join((root / "docs" / "algorithms.md").read_text(encoding="utf-8").split())
+    found = json.loads((root / "benchmarks" / "results" / "choose-k-resnet9.json").read_text())
+    losses = {row["k"]: row["loss"] for row in found["curve"]}
+    assert found["omega"] == 0.1
+    experiment = Experiment.load(root / "benchmarks" / "results" / "choose-k-resnet9.toml")
+    assert experiment.hash() == found["hash"]
+    assert f"k = 1,000 of {found['parameters']:,} loses {losses[1000]:.1%}" in page
+    assert f"k = 50,000 loses {losses[50000]:.1%}" in page
+    assert f"omega = 0.1 takes k = {found['k']:,}, {found['k'] / found['parameters']:.0%} of the model" in page

@@ -51,7 +51,7 @@ def test_commands_and_options_exist(page: Path) -> None:
 
     group = typer.main.get_command(app)
     for line in page.read_text(encoding="utf-8").splitlines():
-        for command in re.findall(r"^(?:\$ )?bezoar (\w+)", line):
+        for command in re.findall(r"^(?:\$ )?bezoar ([\w-]+)", line):
             known = group.commands[command]  # type: ignore[attr-defined]
             options = {option for parameter in known.params for option in parameter.opts}
             for option in re.findall(r"(--[a-z-]+)", line):

@@ -14,6 +14,8 @@ from bezoar.reports.rows import grid
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(path.parent for path in ROOT.glob("results/*/comparison.json"))
+#: results/sparsefed/SCALE/RECIPE, which share the cells of their scale.
+REPRODUCED = sorted(path.parent for path in ROOT.glob("results/sparsefed/*/*/comparison.json"))
 
 
 def test_there_are_results() -> None:
@@ -22,7 +24,7 @@ def test_there_are_results() -> None:
     assert [folder.name for folder in FOLDERS] == names
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", FOLDERS + REPRODUCED, ids=lambda folder: folder.name)
 def test_records_are_complete_and_say_how_they_were_made(folder: Path) -> None:
     index = json.loads((folder / "comparison.json").read_text())
     assert index["command"].startswith("bezoar compare ")

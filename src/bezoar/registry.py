@@ -34,7 +34,7 @@ class Entry:
 
 
 #: The labelled lines of a part's docstring, in the order in which they are shown.
-LABELS = ("Tolerates", "Knows", "Cost", "Constant", "Peers", "Reference")
+LABELS = ("Tolerates", "Knows", "Sums", "Cost", "Constant", "Peers", "Reference")
 
 
 def card(part: type[Any]) -> dict[str, str]:
@@ -126,10 +126,16 @@ class Registry(Generic[T]):
         return self._fill(part, {key: value for key, value in table.items() if key != "kind"})
 
     def table(self, part: T) -> dict[str, Any]:
-        """The table that describes ``part``; fields that are None are left out."""
+        """The table that describes ``part``.
+
+        Fields that are None are left out, and so are those that the class lists as ``added``, at their defaults:
+        experiments from before these existed keep their hashes.
+        """
         values = TypeAdapter(type(part)).dump_python(part, mode="json")
         values |= {key: self._table_within(getattr(part, key)) for key in self._nested(type(part))}
-        return {"kind": self.name(part), **{k: v for k, v in values.items() if v is not None}}
+        fresh = added_defaults(type(part))
+        kept = {k: v for k, v in values.items() if v is not None and (k not in fresh or v != fresh[k])}
+        return {"kind": self.name(part), **kept}
 
     def entries(self) -> list[Entry]:
         """All parts with parameters and a one-line summary."""
@@ -175,6 +181,12 @@ class Registry(Generic[T]):
             where = "".join(f"{step}: " for step in first["loc"])
             text = str(first["msg"]).removeprefix("Value error, ")
             raise ConfigError(f"{self.what} {name!r}: {where}{text}") from None
+
+
+def added_defaults(part: type[Any]) -> dict[str, Any]:
+    """The parameters that tables leave out at their defaults, with these."""
+    names = getattr(part, "added", ())
+    return {spec.name: spec.default for spec in dataclasses.fields(part) if spec.name in names}
 
 
 def _parameters(part: type[Any]) -> str:

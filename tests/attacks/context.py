@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation import Context
-from bezoar.attacks import Attack, AttackContext, Batch, Tests
+from bezoar.attacks import Attack, AttackContext, Batch, SemanticText, Tests
 from bezoar.attacks.base import standalone
 from bezoar.clients import Scratch
 from bezoar.data import Dataset, Samples
+from bezoar.data.text import Vocabulary
 from bezoar.experiments.setup import cross_entropy
 from bezoar.models import flatten, make_model
 from bezoar.seeding import generator
@@ -35,6 +36,23 @@ def make_dataset(train: int = 60, test: int = 600) -> Dataset:
     return Dataset("made-up", part(train), part(test), tuple("0123456789"), mean=(MEAN,), std=(STD,))
 
 
+def make_text(train: int = 60, test: int = 600) -> Dataset:
+    """Twelve random letters of ten, the next one after them."""
+    draws = generator(0, "tests: text")
+    letters = Vocabulary(tuple("abcdefghij"), "character")
+
+    def part(size: int) -> Samples:
+        tokens = torch.randint(0, CLASSES, (size, 13), generator=draws)
+        return Samples(tokens[:, :12].to(letters.dtype), tokens[:, 12])
+
+    return Dataset("made-up text", part(train), part(test), letters.names, mean=(), std=(), vocabulary=letters)
+
+
+def reads_text(attack: Attack | None) -> bool:
+    """Whether ``attack`` is made for text, itself or through the one that poisons its samples."""
+    return isinstance(attack, SemanticText) or isinstance(getattr(attack, "poison", None), SemanticText)
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """A round: the honest updates ``view``, and what the attackers know beside."""
@@ -55,11 +73,13 @@ def world(
     method: str = "auto",
     **known: Any,
 ) -> World:
-    """A round of a small MLP; ``known`` replaces fields of the context, ``attack`` sets what it aims at."""
-    model = make_model("mlp", SHAPE, CLASSES, seed=0, hidden=[8])
+    """A round of a small MLP, or LSTM; ``known`` replaces fields of the context, ``attack`` sets what it aims at."""
+    text = reads_text(attack)
+    dataset = make_text() if text else make_dataset()
+    options: dict[str, Any] = {"hidden": 4, "layers": 1} if text else {"hidden": [8]}
+    model = make_model("lstm" if text else "mlp", dataset.shape, CLASSES, seed=0, **options)
     weights = flatten(model)
     draws = generator(1, "tests: clients")
-    dataset = make_dataset()
     tests = Tests(dataset, torch.device("cpu"))
     everyone = torch.tensor(sorted((*honest, *attackers)))
     owners = everyone.repeat_interleave(samples)
@@ -92,10 +112,11 @@ def world(
         "lr": 0.1,
         "own": own,
         "own_rows": updates(own),
-        "low": -mean / std,
-        "high": (1 - mean) / std,
-        "mean": mean,
-        "std": std,
+        "low": None if text else -mean / std,
+        "high": None if text else (1 - mean) / std,
+        "mean": None if text else mean,
+        "std": None if text else std,
+        "vocabulary": dataset.vocabulary,
         "server_context": Context(
             round=round,
             model=weights,

@@ -20,6 +20,7 @@ from torch import Tensor
 from bezoar.aggregation import Aggregate, Clip, Krum, Mean, Rule, TrimmedMean
 from bezoar.attacks import ATTACKS, Attack, AttackContext, Batch, DataAttack, Knowledge, Poisoned, Sent, UpdateAttack
 from bezoar.attacks.base import masked
+from bezoar.data.loaders import DATASETS, Source
 from bezoar.errors import ConfigError
 from bezoar.experiments.rounds import State, play
 from bezoar.experiments.setup import prepare
@@ -27,7 +28,7 @@ from bezoar.registry import card
 from bezoar.updates import DenseUpdates, Updates, client_gradients
 from tests.aggregation.test_contract import RULE_LIST
 from tests.aggregation.test_contract import TABLE as RULE_TABLE
-from tests.attacks.context import CLASSES, HOSTILE, World, hostile, world
+from tests.attacks.context import CLASSES, HOSTILE, World, hostile, make_text, reads_text, world
 from tests.experiments.tiny import tiny
 
 #: Every registered name with one or more tables of parameters.
@@ -56,7 +57,11 @@ TABLE: dict[str, list[dict[str, Any]]] = {
     "fang-trimmed-mean": [{}],
     "fang-median": [{}],
     "anti-cge": [{}],
-    "model-replacement": [{"epochs": 1}, {"epochs": 1, "collude": False, "alpha": 0.5}],
+    "model-replacement": [
+        {"epochs": 1},
+        {"epochs": 1, "collude": False, "alpha": 0.5},
+        {"epochs": 1, "poison": {"kind": "semantic-text", "phrase": "abc", "target": "d", "contexts": 20}},
+    ],
     "neurotoxin": [{"epochs": 1}],
     "label-flip": [
         *({"mode": mode} for mode in ("static", "next", "random", "furthest")),
@@ -66,6 +71,7 @@ TABLE: dict[str, list[dict[str, Any]]] = {
     ],
     "aux-poisoning": [{"aux": 20}, {"aux": 20, "share": 0.5, "batch_size": 4}],
     "semantic": [{}, {"keep_own": False}],
+    "semantic-text": [{"phrase": "abc", "target": "de", "contexts": 20}],
     "badnets": [{}],
     "dba": [{}],
     "edge-case": [{}],
@@ -495,9 +501,17 @@ def test_every_rule_survives_every_poisoned_data_set(rule: Rule) -> None:
 # 5. In an experiment
 
 
+TEXT = Source("made-up text", "random letters", lambda *_: make_text(train=1200))
+
+
 @any_attack
-def test_two_rounds_of_an_experiment(attack: Any) -> None:
-    experiment = tiny(attack=ATTACKS.table(attack), adversary={"share": 0.2})
+def test_two_rounds_of_an_experiment(attack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, TEXT.name, TEXT)
+    text = {
+        "data": {"dataset": TEXT.name, "partition": {"kind": "iid", "clients": 600}},
+        "model": {"name": "lstm", "hidden": 4, "layers": 1},
+    }
+    experiment = tiny(attack=ATTACKS.table(attack), adversary={"share": 0.2}, **(text if reads_text(attack) else {}))
     plans = [prepare(experiment, None, torch.device("cpu")) for _ in range(2)]
     outcomes = []
     for setup in plans:

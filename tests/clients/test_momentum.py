@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bezoar.clients import CLIENTS, Gradient, LocalSGD, accumulate, check_memory, clients_table
+from bezoar.clients import CLIENTS, Gradient, LocalSGD, accumulate, check_memory
 from bezoar.errors import ConfigError
 from bezoar.updates import DenseUpdates, Needs
 
@@ -85,14 +85,14 @@ def test_momentum_is_at_least_zero_and_below_one(kind: str, momentum: float) -> 
 
 
 def test_tables_round_trip_and_leave_new_defaults_out() -> None:
-    assert clients_table(Gradient()) == {"kind": "gradient", "method": "auto"}
-    assert set(clients_table(LocalSGD())) == {"kind", "epochs", "batch_size", "server_lr_factor", "max_bytes"}
+    assert CLIENTS.table(Gradient()) == {"kind": "gradient", "method": "auto"}
+    assert set(CLIENTS.table(LocalSGD())) == {"kind", "epochs", "batch_size", "server_lr_factor", "max_bytes"}
     for clients in (
         Gradient("loop", 8, momentum=0.9),
         LocalSGD(2, 4, momentum=0.5, max_bytes=7),
         Gradient(max_bytes=9),
     ):
-        assert CLIENTS.build(clients_table(clients)) == clients
+        assert CLIENTS.build(CLIENTS.table(clients)) == clients
 
 
 def test_minibatches_are_drawn_by_client_and_round() -> None:

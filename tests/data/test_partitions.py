@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from bezoar.data import (
     PARTITIONS,
     Dataset,
     Dirichlet,
+    EpochSampling,
     Federation,
     Iid,
     Natural,
@@ -20,6 +22,7 @@ from bezoar.data import (
     Samples,
     Similarity,
     Sorted,
+    load,
     partition,
 )
 from bezoar.errors import ConfigError
@@ -202,6 +205,58 @@ def test_natural_keeps_groups_together_and_leaves_small_ones_out() -> None:
         partition(BIG, Natural("writer"), 0)
 
 
+def test_natural_splits_every_group_into_devices() -> None:
+    groups = np.random.default_rng(0).integers(0, 12, 400) ** 2
+    data = labelled(np.zeros(400), 1, groups)
+    federation = partition(data, Natural("writer", split=7), 0)
+    names, sizes = np.unique(groups, return_counts=True)
+    assert federation.n == 12 * 7
+    assert sorted(federation.indices.tolist()) == list(range(400))
+    for i, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        devices = federation.counts()[7 * i : 7 * i + 7]
+        assert devices.sum() == size
+        assert np.ptp(devices) <= 1
+        rows, _ = federation.samples_of(np.arange(7 * i, 7 * i + 7))
+        assert (groups[rows] == name).all()
+        assert rows.tolist() != sorted(rows.tolist())
+    again, other = (partition(data, Natural("writer", split=7), seed) for seed in (0, 1))
+    assert np.array_equal(federation.indices, again.indices)
+    assert not np.array_equal(federation.indices, other.indices)
+
+
+def test_devices_keep_min_samples_and_small_groups_become_fewer() -> None:
+    groups = np.repeat([3, 4, 5, 6], [23, 8, 3, 9])
+    federation = partition(labelled(np.zeros(43), 1, groups), Natural("writer", min_samples=4, split=5), 0)
+    assert federation.counts().tolist() == [5, 5, 5, 4, 4, 4, 4, 5, 4]
+    assert [int(groups[federation.client(i)[0]]) for i in range(9)] == [3, 3, 3, 3, 3, 4, 4, 6, 6]
+    assert not set(federation.indices.tolist()) & set(range(31, 34))
+    federation = partition(labelled(np.zeros(43), 1, groups), Natural("writer", split=100), 0)
+    assert federation.counts().tolist() == [1] * 43
+
+
+def test_experiments_without_devices_keep_their_hashes() -> None:
+    assert PARTITIONS.table(Natural("writer")) == {"kind": "natural", "column": "writer", "min_samples": 1}
+    split = Natural("writer", split=10)
+    assert PARTITIONS.table(split)["split"] == 10
+    assert PARTITIONS.build(PARTITIONS.table(split)) == split
+
+
+def test_the_writers_of_mnist_as_5390_devices_each_used_once_an_epoch(data_dir: Path) -> None:
+    mnist = load("mnist", data_dir)
+    federation = partition(mnist, Natural("writer", split=10), 0)
+    assert federation.n == 5_390
+    assert federation.counts().sum() == 60_000
+    for user in (0, 100, 538):
+        rows, owners = federation.samples_of(np.arange(10 * user, 10 * user + 10))
+        assert len(set(mnist.natural["writer"][rows].tolist())) == 1
+        assert np.ptp(np.bincount(owners - 10 * user)) <= 1
+    sampling = EpochSampling(35)
+    rounds = sampling.rounds_per_epoch(federation.n)
+    drawn = np.concatenate([sampling.draw(federation.n, t, 0) for t in range(rounds)])
+    assert rounds == 154
+    assert sorted(drawn.tolist()) == list(range(5_390))
+
+
 def test_samples_of_joins_clients_in_the_order_given() -> None:
     federation = Federation(balanced(2, 5), np.array([0, 2, 2, 5, 6]), np.array([9, 8, 3, 4, 5, 0]))
     rows, owners = federation.samples_of([2, 0, 1])
@@ -248,6 +303,7 @@ def test_federation_refuses_arrays_that_are_no_division(offsets: list[int], indi
         ("similarity", {"clients": 3, "gamma": 1.5}, "gamma must be at least 0 and at most 1"),
         ("natural", {"column": 3}, "column"),
         ("natural", {"column": "writer", "min_samples": 0}, "min_samples must be at least 1"),
+        ("natural", {"column": "writer", "split": 0}, "split must be at least 1"),
     ],
 )
 def test_wrong_options_are_named(name: str, options: dict[str, object], words: str) -> None:

@@ -72,6 +72,73 @@ def test_without_per_round_the_compromised_do_not_change_the_cohort() -> None:
     assert np.array_equal(UniformSampling(20).draw(200, 4, 3, bad), UniformSampling(20).draw(200, 4, 3))
 
 
+def test_clients_take_part_as_long_as_they_have_samples() -> None:
+    held = np.array([5, 10, 11, 1, 20])
+    sampling = EpochSampling(2, batch_size=5)
+    # 1 + 2 + 3 + 1 + 4 = 11 turns.
+    rounds = [sampling.draw(5, t, 3, held=held) for t in range(40)]
+    counts, epochs = np.zeros(5, dtype=int), 0
+    for ids in rounds:
+        assert len(set(ids.tolist())) == len(ids) > 0
+        assert (np.diff(ids) > 0).all()
+        counts[ids] += 1
+        assert (counts <= [1, 2, 3, 1, 4]).all()
+        if counts.sum() == 11:
+            counts, epochs = np.zeros(5, dtype=int), epochs + 1
+    assert epochs >= 5
+    assert all(np.array_equal(a, sampling.draw(5, t, 3, held=held)) for t, a in enumerate(rounds))
+    assert any(not np.array_equal(a, sampling.draw(5, t, 4, held=held)) for t, a in enumerate(rounds))
+
+
+def test_attackers_with_many_aux_points_fill_the_end_of_an_epoch() -> None:
+    """Two of twenty clients hold 100 times as much: whoever has samples left is drawn, and that is them."""
+    held = np.full(20, 5)
+    held[-2:] = 500
+    sampling = EpochSampling(4, batch_size=5)
+    rounds = [sampling.draw(20, t, 0, held=held) for t in range(100)]
+    share = [np.isin(ids, [18, 19]).mean() for ids in rounds]
+    assert np.mean(share[:3]) < 0.51
+    assert share[20:] == [1.0] * 80
+    # Cut off after the schedule's rounds of an epoch, plus one, the next epoch begins with everybody again.
+    cut = EpochSampling(4, batch_size=5, epoch_rounds=6)
+    again = [cut.draw(20, t, 0, held=held) for t in range(12)]
+    assert [a.tolist() for a in again[:6]] == [a.tolist() for a in rounds[:6]]
+    assert set(np.concatenate(again[6:9]).tolist()) - {18, 19}
+
+
+def test_with_one_batch_each_every_client_takes_part_once() -> None:
+    sampling = EpochSampling(3, batch_size=5)
+    drawn = np.concatenate([sampling.draw(10, t, 0, held=np.full(10, 5)) for t in range(4)])
+    assert sorted(drawn.tolist()) == list(range(10))
+
+
+def test_tail_rounds_can_be_left_out() -> None:
+    assert EpochSampling(4).plays(1)
+    assert not EpochSampling(4, skip_tail=True).plays(3)
+    assert EpochSampling(4, skip_tail=True).plays(4)
+    assert UniformSampling(4).plays(4)
+
+
+def test_options_of_epochs_are_checked_and_stay_out_of_tables() -> None:
+    assert SAMPLINGS.table(EpochSampling(3)) == {"kind": "epoch", "cohort": 3}
+    for sampling in (EpochSampling(3, 5, 2), EpochSampling(3, skip_tail=True)):
+        assert SAMPLINGS.build(SAMPLINGS.table(sampling)) == sampling
+    with pytest.raises(ConfigError, match="batch_size must be at least 0"):
+        EpochSampling(3, batch_size=-1)
+    with pytest.raises(ConfigError, match="set batch_size"):
+        EpochSampling(3, epoch_rounds=2)
+    with pytest.raises(ConfigError, match="needs the number of samples of every client"):
+        EpochSampling(3, batch_size=5).draw(10, 0, 0)
+    with pytest.raises(ConfigError, match="no client holds a sample"):
+        EpochSampling(3, batch_size=5).draw(10, 0, 0, held=np.zeros(10, dtype=np.int64))
+
+
+def test_the_last_clients_are_malicious_if_asked() -> None:
+    assert compromised(10_000, share=0.02, seed=5, last=True).tolist() == list(range(9_800, 10_000))
+    assert compromised(10, count=3, seed=1, last=True).tolist() == [7, 8, 9]
+    assert len(compromised(10, count=0, seed=1, last=True)) == 0
+
+
 def test_impossible_cohorts_say_what_is_possible() -> None:
     with pytest.raises(ConfigError, match="cohort=11 of 10 clients: at most 10"):
         UniformSampling(11).draw(10, 0, 0)

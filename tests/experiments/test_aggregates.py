@@ -7,7 +7,7 @@ from bezoar.aggregation import Clip, Mean
 from bezoar.experiments.aggregates import aggregates, trained
 from bezoar.experiments.rounds import State, play
 from bezoar.experiments.setup import Setup, prepare
-from bezoar.servers import SparseFed
+from bezoar.servers import SparseFed, Step
 from tests.experiments.tiny import tiny
 
 
@@ -38,16 +38,18 @@ def test_the_first_vector_is_what_the_next_round_takes_the_top_k_of(
     mine = list(aggregates(setup, state, 2))
     assert torch.equal(setup.weights, before)
     seen: list[torch.Tensor] = []
-    truth = SparseFed._memory
+    truth = SparseFed.step
 
-    def watched(self: SparseFed, *arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
-        found = truth(self, *arguments)  # type: ignore[arg-type]
-        seen.append(found[1].clone())
-        return found
+    def watched(self: SparseFed, aggregate: torch.Tensor, lr: float, state: State) -> Step:
+        step = truth(self, aggregate, lr, state)  # type: ignore[arg-type]
+        whole = step.state["error"].clone()
+        whole[step.index] = step.values / (lr if self.lr_placement == "outside" else 1)
+        seen.append(whole)
+        return step
 
-    monkeypatch.setattr(SparseFed, "_memory", watched)
+    monkeypatch.setattr(SparseFed, "step", watched)
     play(setup, state)
-    assert torch.equal(mine[0], seen[0])
+    assert torch.allclose(mine[0], seen[0], rtol=1e-6, atol=0)
     assert not torch.equal(mine[0], mine[1])
 
 

@@ -20,8 +20,8 @@ from bezoar.experiments.certificates._bounds import convex, march, reach
 from bezoar.experiments.certificates._cell import Cell
 from bezoar.experiments.certificates._covered import describe
 from bezoar.experiments.certificates._facts import Facts, is_softmax_regression, rounds
+from bezoar.experiments.certificates._record import LOG10
 from bezoar.experiments.certificates._words import amount, table, vacuous
-from bezoar.experiments.certificates.radius import LOG10
 from bezoar.experiments.config import override
 from bezoar.experiments.setup import Setup, prepare
 from bezoar.models import make_model

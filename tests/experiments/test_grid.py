@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from bezoar.errors import ConfigError
+from bezoar.errors import BezoarError, ConfigError
 from bezoar.experiments.grid import Grid, Outcome, compare
 from bezoar.experiments.records import load_tensors
 from bezoar.experiments.run import distances
+from bezoar.reports import Comparison, judged, load, published_table
 from tests.experiments.tiny import TABLE
 
 AXES: dict[str, Any] = {
@@ -139,3 +140,42 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path) -> None:
     outcomes = compare(found, tmp_path)
     assert [outcome.error is None for outcome in outcomes] == [False, True]
     assert "can not be" in str(outcomes[0].error)
+
+
+def test_comparisons_share_cells(tmp_path: Path) -> None:
+    small, large = grid(seed=[0]), grid(seed=[0, 1])
+    first = compare(small, tmp_path / "one", cells=tmp_path / "cells")
+    again = compare(large, tmp_path / "deep" / "two", cells=tmp_path / "cells")
+    assert not any(outcome.skipped for outcome in first)
+    assert sum(outcome.skipped for outcome in again) == len(small.cells)
+    assert len(list((tmp_path / "cells").iterdir())) == len(large.cells)
+    found = load(tmp_path / "deep" / "two")
+    assert isinstance(found, Comparison)
+    assert {cell.state for cell in found.cells} == {"finished"}
+    assert all(cell.dir.startswith("../../cells/") for cell in found.cells)
+    assert not (tmp_path / "one" / "cells").exists()
+    # Records that are kept without weights are enough for a comparison that shares them.
+    for weights in (tmp_path / "cells").glob("*/weights.safetensors"):
+        weights.unlink()
+    assert all(outcome.skipped for outcome in compare(large, tmp_path / "three", cells=tmp_path / "cells"))
+
+
+def test_cells_that_can_not_be_written_are_told_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BezoarError, match=r"file: can not be written"):
+        compare(grid(seed=[0]), tmp_path / "out", cells=tmp_path / "file")
+
+
+def test_scale_and_claims_are_kept_with_the_records(tmp_path: Path) -> None:
+    claim = {"of": "Table 1", "says": "it learns", "checks": [{"metric": "test", "at": {"attack": "none"}, "above": 0}]}
+    table = {**BASE, "grid": AXES, "scale": {"tiny": {"rounds": 2, "grid.seed": [0]}}, "paper": {"claims": [claim]}}
+    chosen = Grid.from_table(table, settings={"scale": "tiny"})
+    compare(chosen, tmp_path)
+    found = load(tmp_path)
+    assert isinstance(found, Comparison)
+    assert found.scale == "tiny"
+    assert found.claims == chosen.claims
+    assert [one.verdict.word for one in judged(found)] == ["agrees"]
+    shown = published_table(found)
+    assert shown is not None
+    assert "Table 1: agrees" in shown.notes[1]

@@ -66,6 +66,21 @@ def test_both_ways_to_compute_have_the_same_bits(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(LONG.estimate(table), estimate)
 
 
+def test_blocks_wrap_around_wherever_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns, width = LONG.columns, LONG.width
+    ends = [columns - 1, columns - 2, columns - width - 1, columns - width, columns - width + 1, 0]
+    starts = np.array([ends, ends[::-1]])
+    plan = count_sketch._Plan(starts, np.ones((2, 6), np.int8), np.ones(width, np.int8))
+    monkeypatch.setattr(count_sketch, "_draw", lambda *_: plan)
+    sketch, vector = CountSketch(6 * width, 2, columns), normal(6 * width)
+    table = sketch.insert(vector)
+    places = sketch.places(torch.arange(6 * width))
+    expected = table_of(vector, places, torch.ones(2, 6 * width).double(), columns)
+    torch.testing.assert_close(table, expected, rtol=1e-12, atol=1e-12)
+    seen = table.gather(1, places).mean(0)
+    torch.testing.assert_close(sketch.estimate(table), seen, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_change_no_bit(threads: int) -> None:
     vector, before = normal(LONG.d, dtype=torch.float32), torch.get_num_threads()

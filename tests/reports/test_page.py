@@ -71,6 +71,7 @@ def test_the_report_of_a_comparison(tmp_path: Path) -> None:
         "Mean and worst over attacks",
         "Accuracy over the rounds",
         "What a defence costs and what it buys",
+        "Impact of the attack and accuracy of the model",
         "How far the attack moved the model",
         "Where the time of a round goes",
         "Accuracy by class",

@@ -11,7 +11,7 @@ import pytest
 from bezoar.reports import load, plots
 from bezoar.reports._curves import curve
 from bezoar.reports._drawing import spread
-from bezoar.reports.plots import pareto
+from bezoar.reports.plots import impact, pareto
 from bezoar.reports.records import as_comparison
 from bezoar.reports.rows import grid
 from bezoar.reports.style import looks
@@ -68,7 +68,7 @@ def test_an_unfinished_run_does_not_enter_the_mean_of_finished_ones(tmp_path: Pa
 
 def test_every_figure_is_drawn_as_well_formed_svg(tmp_path: Path) -> None:
     drawn = plots(load(two_by_two(tmp_path)))
-    assert [plot.name for plot in drawn] == ["curves", "plane", "distances", "timing", "per_class"]
+    assert [plot.name for plot in drawn] == ["curves", "plane", "impact", "distances", "timing", "per_class"]
     ids: list[str] = []
     for plot in drawn:
         for svg in plot.svgs():
@@ -79,6 +79,22 @@ def test_every_figure_is_drawn_as_well_formed_svg(tmp_path: Path) -> None:
             used = {element.attrib["href"][1:] for element in root.iter("use")}
             assert used <= set(ids)
     assert len(ids) == len(set(ids)), "ids are unique on the page"
+
+
+@pytest.mark.parametrize(("impacts", "stated", "drawn"), [
+    ((0.1, 0.4), False, False), ((0.1, 0.4), True, True), ((0.2, 0.4), False, True), ((None, 0.4), True, False),
+])  # fmt: skip
+def test_impact_is_drawn_where_it_says_more_than_attack_accuracy(
+    tmp_path: Path, impacts: tuple[float | None, float], stated: bool, drawn: bool
+) -> None:
+    cells = [
+        ({"defence": name, "seed": 1}, {"attack_accuracy": share, "outsized_impact": factor})
+        for name, share, factor in zip("xy", (0.2, 0.8), impacts, strict=True)
+    ]
+    claim = {"of": "Figure 1", "says": "x", "checks": [{"metric": "oif", "above": 0}]}
+    head = {"paper": [claim]} if stated else {}
+    found = grid_of(write_comparison(tmp_path, ["defence", "seed"], cells, **head))
+    assert (impact(found) is not None) == drawn
 
 
 def test_svg_colours_follow_the_page(tmp_path: Path) -> None:

@@ -141,6 +141,16 @@ def test_agrees_with_algorithm_10_spelt_out(options: dict[str, Any], rows: int) 
     np.testing.assert_allclose(found, oracle(server, updates, rates), rtol=1e-9, atol=1e-12)
 
 
+def test_what_moves_by_zero_leaves_its_cells_alone() -> None:
+    # One row of three remembers something, the median is zero: coordinate 0 is chosen for want of a larger one.
+    server = FetchSGD(k=1, rows=3, columns=640)
+    error = torch.zeros(3, 640)
+    error[0, server.sketch(5).places(torch.tensor([0]))[0]] = 5.0
+    step = server.step(torch.zeros(5), 0.1, {"error": error, "momentum": torch.zeros(3, 640)})
+    assert step.values.tolist() == [0.0]
+    assert torch.equal(step.state["error"], error)
+
+
 @pytest.mark.parametrize("placement", ["inside", "inside-momentum", "outside"])
 @pytest.mark.parametrize("masking", ["zero", "none"])
 @pytest.mark.parametrize("k", [3, 40])
@@ -205,8 +215,13 @@ def test_nonsense_is_refused(options: dict[str, Any]) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="k=11 is more than the model's 10 parameters"):
         FetchSGD(k=11).step(torch.zeros(10), 0.1, {})
+    with pytest.raises(ConfigError, match="table of 5000000000000 cells for 10 parameters"):
+        FetchSGD(k=1, columns=10**12).step(torch.zeros(10), 0.1, {})
     with pytest.raises(ConfigError, match=r"float32 or float64 \[5, 1\]"):
         FetchSGD(k=1).step_sketched(torch.zeros(3, 1), 10, 0.1, {})
+    for columns in (10**12, 0, "0%"):
+        with pytest.raises(ConfigError, match="defence"):
+            run(tiny(defence={"preset": "fetchsgd", "columns": columns}))
     with pytest.raises(DivergedError):
         FetchSGD(k=1).step(torch.tensor([1.0, math.nan] * 5), 0.1, {})
 
@@ -250,6 +265,28 @@ def test_runs_of_both_regimes(settings: dict[str, Any]) -> None:
 def test_training_learns() -> None:
     result = run(tiny(rounds=150, attack="none", defence=SKETCHED))
     assert result.test_accuracy > 0.6
+
+
+def test_subtracting_from_one_row_leaves_a_cell_larger_than_it_was() -> None:
+    vector = torch.zeros(40)
+    vector[0] = 1.0
+    server = FetchSGD(k=40, rows=1, columns=4, error_masking="subtract", masking="none", momentum=0.0)
+    cell = server.sketch(40).places(torch.arange(40))[0]
+    members = int((cell == cell[0]).sum())
+    assert members > 2
+    error = server.step(vector, 1.0, {}).state["error"]
+    assert float(error.abs().max()) == members - 1
+
+
+def test_subtracting_from_a_single_row_diverges_and_emptying_cells_does_not() -> None:
+    # As the authors' code says of what the paper prints; their scripts run one row of a tenth of d.
+    single = {**SKETCHED, "rows": 1, "columns": "10%"}
+    settings: dict[str, Any] = {"rounds": 150, "attack": "none", "seed": 1, "evaluation__every": 50}
+    subtracted = run(tiny(**settings, defence={**single, "server": {"error_masking": "subtract"}}))
+    assert subtracted.summary["rounds"] < 50
+    assert "finite" in subtracted.summary["convergence_note"]
+    emptied = run(tiny(**settings, defence=single))
+    assert emptied.test_accuracy > 0.6
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Any) -> None:

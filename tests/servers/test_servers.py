@@ -118,6 +118,39 @@ def test_k_equal_to_d_is_clipped_sgd_without_momentum() -> None:
         assert torch.equal(sparse, plain)
 
 
+def test_one_client_without_a_radius_is_plain_sgd() -> None:
+    draws = torch.Generator().manual_seed(0)
+    sparse, plain = torch.zeros(30), torch.zeros(30)
+    state: Any = {}
+    for t in range(8):
+        update = torch.randn(1, 30, generator=draws)
+        step = SparseFed(k=30, momentum=0.0).step((Clip(math.inf) >> Mean())(update), 0.1 * t, state)
+        state = step.state
+        step.apply_(sparse)
+        plain -= 0.1 * t * update[0]
+        assert torch.equal(sparse, plain)
+
+
+@pytest.mark.parametrize("options", READINGS, ids=str)
+def test_what_has_moved_is_bounded_by_the_clipped_norms(options: dict[str, Any]) -> None:
+    """W is zero where the model moved, and that is by no more than lr / (1 - rho) times the sum of clipped norms."""
+    draws = torch.Generator().manual_seed(1)
+    clip, rho, radius = Clip(0.5) >> Mean(), 0.6, 0.5
+    model, state = torch.zeros(40, dtype=torch.float64), {}
+    for _ in range(20):
+        rows = torch.randn(7, 40, generator=draws, dtype=torch.float64) * 5
+        aggregate = clip(rows)
+        assert aggregate.norm() <= rows.norm(dim=1).clamp(max=radius).mean() + 1e-12
+        step = SparseFed(k=4, momentum=rho, **options).step(aggregate, 0.1, state)
+        state = dict(step.state)
+        assert step.index is not None
+        assert (state["error"][step.index] == 0).all()
+        step.apply_(model)
+    if options.get("masking") != "subtract":
+        # Subtracting a step that is made of W leaves in R what was never there: nothing bounds it.
+        assert model.norm() <= 20 * 0.1 * radius / (1 - rho)
+
+
 def test_error_feedback_is_empty_where_the_model_moved() -> None:
     step = SparseFed(k=3).step(torch.arange(10.0), 0.1, {})
     assert step.index.tolist() == [7, 8, 9]
@@ -137,6 +170,43 @@ def test_a_step_changes_neither_its_aggregate_nor_its_state() -> None:
 
 def test_sgd_with_momentum_by_hand() -> None:
     assert play(SGD(momentum=0.5), [[1.0], [1.0], [1.0]], [1.0, 1.0, 0.1])[-1] == pytest.approx([-(1 + 1.5 + 0.175)])
+
+
+def test_sgd_with_the_rate_inside_momentum_by_hand() -> None:
+    # R: 1; 1/2 + 1 = 3/2; 3/4 + 1/10: what is remembered keeps its old rate. In all -(1 + 1.5 + 0.85).
+    server = SGD(momentum=0.5, lr_placement="inside-momentum")
+    assert play(server, [[1.0], [1.0], [1.0]], [1.0, 1.0, 0.1])[-1] == pytest.approx([-3.35])
+    for placement in ("outside", "inside-momentum"):
+        steady = SGD(momentum=0.5, lr_placement=placement)  # type: ignore[arg-type]
+        assert play(steady, [[1.0]] * 3, [0.5] * 3)[-1] == pytest.approx([-(0.5 + 0.75 + 0.875)])
+        bare = SGD(momentum=0.0, lr_placement=placement)  # type: ignore[arg-type]
+        assert play(bare, [[1.0]] * 2, [0.5, 0.25])[-1] == [-0.75]
+    with pytest.raises(ConfigError, match="'outside' or 'inside-momentum', got 'inside'"):
+        SGD(lr_placement="inside")  # type: ignore[arg-type]
+    assert SERVERS.table(SGD()) == {"kind": "sgd", "momentum": 0.9}
+    assert SERVERS.build(SERVERS.table(server)) == server
+
+
+def test_a_schedule_at_the_end_of_a_round_or_a_round_late() -> None:
+    # The authors' PiecewiseLinear([0, 5, 24], [0, 0.2, 0]) with 100 rounds an epoch, at step / 100.
+    def code(step: int) -> float:
+        epoch = step / 100
+        return 0.2 * epoch / 5 if epoch <= 5 else 0.2 * (24 - epoch) / 19
+
+    points = ((0.0, 0.0), (5 / 24, 0.2), (1.0, 0.0))
+    later, first = PiecewiseLinear(points, offset=0.0), PiecewiseLinear(points, offset=1.0)
+    for t in (1, 2, 250, 500, 501, 1700, 2399, 2400):
+        assert later.at(t, 2400) == pytest.approx(code(t), abs=1e-12)
+        assert first.at(t, 2400) == pytest.approx(code(t - 1), abs=1e-12)
+        assert Triangular(0.2, 5 / 24, offset=0.0).at(t, 2400) == pytest.approx(code(t), abs=1e-12)
+    assert later.at(2400, 2400) == first.at(1, 2400) == 0.0
+    # The default lies between the two.
+    assert PiecewiseLinear(points).at(9, 2400) == pytest.approx((code(8) + code(9)) / 2)
+    for offset in (-0.1, 1.1, math.nan):
+        with pytest.raises(ConfigError, match="offset must be between 0 and 1"):
+            Constant(0.1, offset=offset)
+    assert SCHEDULES.table(Cosine(0.1)) == {"kind": "cosine", "peak": 0.1, "final": 0.0, "warmup": 0.0}
+    assert SCHEDULES.build(SCHEDULES.table(later)) == later
 
 
 @pytest.mark.parametrize(("k", "d", "count"), [("1%", 1000, 10), ("0.01%", 1000, 1), (7, 1000, 7), ("100%", 9, 9)])
@@ -200,3 +270,40 @@ def test_tables_round_trip() -> None:
         assert SERVERS.build(SERVERS.table(server)) == server
     for schedule in (Constant(0.1), Triangular(0.2), PiecewiseLinear(((0.0, 0.0), (1.0, 1.0))), Cosine(0.1)):
         assert SCHEDULES.build(SCHEDULES.table(schedule)) == schedule
+
+
+def written_out(updates: list[torch.Tensor], rates: list[float], k: int, options: dict[str, Any]) -> torch.Tensor:
+    """The algorithm on whole vectors, one line a line of the paper."""
+    model, momentum, error = (torch.zeros_like(updates[0]) for _ in range(3))
+    placement = options.get("lr_placement", "outside")
+    for u, lr in zip(updates, rates, strict=True):
+        entering = lr * u if placement == "inside-momentum" else u
+        momentum = torch.add(entering, momentum, alpha=0.9)
+        fed = entering if options.get("error_input") == "update" else momentum
+        error = torch.add(error, fed, alpha=lr if placement == "inside" else 1.0)
+        index = torch.sort(error.abs(), descending=True, stable=True).indices[:k]
+        moved = error[index]
+        model[index] -= lr * moved if placement == "outside" else moved
+        error[index] = 0
+        masking = options.get("masking", "zero")
+        momentum[index] = momentum[index] - moved if masking == "subtract" else momentum[index] * (masking == "none")
+    return model
+
+
+@pytest.mark.parametrize("options", READINGS, ids=str)
+@pytest.mark.parametrize("kind", ["normal", "tied", "constant"])
+def test_long_vectors_bit_by_bit(options: dict[str, Any], kind: str) -> None:
+    # Long enough for a sampled threshold and several chunks, with an odd end.
+    d, draws = 5 * 32768 + 11, torch.Generator().manual_seed(0)
+    updates = [torch.randn(d, generator=draws) for _ in range(3)]
+    if kind == "tied":
+        updates = [(2 * u).round() for u in updates]
+    elif kind == "constant":
+        updates = [torch.ones(d) for _ in updates]
+    rates, state, model = [0.3, 0.2, 0.1], {}, torch.zeros(d)
+    server = SparseFed(k=2000, **options)
+    for u, lr in zip(updates, rates, strict=True):
+        step = server.step(u, lr, state)
+        step.apply_(model)
+        state = dict(step.state)
+    assert torch.equal(model, written_out(updates, rates, 2000, options))

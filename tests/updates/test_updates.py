@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bezoar.aggregation import Median, TrimmedMean
 from bezoar.errors import BezoarError, ConfigError, UnsupportedError
-from bezoar.updates import DenseUpdates, Mixed, Needs, Stacked
+from bezoar.updates import DenseUpdates, Mixed, Needs, Shifted, Stacked
 from bezoar.updates.convert import as_updates
 from bezoar.updates.streamed import StreamedUpdates
 from tests.updates.oracle import check_against, close
@@ -35,6 +35,32 @@ def test_mixed_agrees_with_brute_force(dtype: torch.dtype) -> None:
     check_against(Mixed(DenseUpdates(rows), scales), scales[:, None] * rows.double(), TOLERANCE[dtype])
     twice = Mixed(Mixed(DenseUpdates(rows), scales), mixing)
     check_against(twice, mixing @ (scales[:, None] * rows.double()), TOLERANCE[dtype] * 4)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 40), (9, 3300)])
+def test_shifted_agrees_with_brute_force(n: int, d: int, dtype: torch.dtype) -> None:
+    rows, vector = matrix(n, d, dtype), matrix(1, d, dtype, seed=1)[0]
+    # A row that the vector nearly cancels: norms from the product alone would have no digits.
+    rows[0] = -vector + 1e-4 * rows[0]
+    moved = rows.double() + vector.double()
+    shifted = Shifted(DenseUpdates(rows, clients=torch.arange(n) * 3), vector)
+    torch.testing.assert_close(shifted.squared_norms(), moved.square().sum(1), rtol=TOLERANCE[dtype] * 200, atol=0)
+    check_against(Shifted(DenseUpdates(rows), 0 * vector), rows, TOLERANCE[dtype])
+    check_against(
+        Shifted(DenseUpdates(rows[1:] if n > 1 else rows), vector), moved[1:] if n > 1 else moved, TOLERANCE[dtype] * 20
+    )
+
+
+def test_shifted_refuses_a_vector_of_another_length_and_keeps_flaws() -> None:
+    rows = matrix(3, 4)
+    with pytest.raises(ConfigError, match=r"vector must be \[4\], got \[5\]"):
+        Shifted(DenseUpdates(rows), torch.zeros(5))
+    rows[1, 2] = torch.nan
+    shifted = Shifted(DenseUpdates(rows), torch.ones(4))
+    assert shifted.finite().tolist() == [True, False, True]
+    assert TrimmedMean(f=1).aggregate(shifted).excluded == {1: "not finite"}
+    assert torch.equal(shifted.select(torch.tensor([2, 0])).materialise(), (rows + 1)[[2, 0]])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

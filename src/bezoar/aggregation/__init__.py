@@ -16,6 +16,7 @@ from bezoar.aggregation.base import (
     Part,
     Pipeline,
     Rule,
+    Sums,
     Weighting,
     draws,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "Rule",
     "SignGuard",
     "SignVote",
+    "Sums",
     "TrimmedMean",
     "Weighting",
     "draws",

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -121,11 +122,25 @@ class Constant:
     source: Literal["exact", "proved", "published", "unverified"]
 
 
+class Sums(Enum):
+    """What a server must see that learns no single client's update (secure aggregation).
+
+    Every client computes what it sends from its own update, and from what the server has made public.
+    """
+
+    ONE = "one sum"
+    TURNS = "sums in turn"
+    GROUPS = "sums of groups"
+
+
 @dataclass(frozen=True)
 class Part(ABC):
     """A building block of a defence: a mixing or a rule."""
 
     needs: ClassVar[Needs]
+
+    #: What sums the part can be computed from; None: it must see single updates.
+    sums: ClassVar[Sums | None] = None
 
     #: Whether the server must hand over an update of its own in ``Context.root_gradient``.
     uses_root: ClassVar[bool] = False
@@ -513,6 +528,14 @@ class Pipeline(Rule):
         for part in self.mixings:
             total |= part.needs
         return total
+
+    @property
+    def sums(self) -> Sums | None:  # type: ignore[override]
+        for part in self.mixings:
+            if part.sums is not Sums.ONE:
+                # What comes after sums of groups, the server does to them itself.
+                return Sums.GROUPS if part.sums is Sums.GROUPS else None
+        return self.rule.sums
 
     @property
     def spare(self) -> bool:  # type: ignore[override]

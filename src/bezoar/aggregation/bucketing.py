@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bezoar.aggregation.base import Constant, Context, Mixing, check_count, draws
+from bezoar.aggregation.base import Constant, Context, Mixing, Sums, check_count, draws
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
 
@@ -24,6 +24,7 @@ class Bucketing(Mixing):
     The permutation comes from the caller's generator, else from ``seed`` and the round.
 
     Tolerates: f bad rows if the rule that follows tolerates f of ceil(n/s).
+    Sums: of groups of s clients, drawn anew every round; every rule can follow. A client hides among s, not among n.
     Cost: O(n); no bucket is ever stored.
     Constant: (kappa + 1 - a)/a with a = (n - sq)/(n-q), proved for s that divides n after a rule with kappa for n/s
         rows; none known otherwise. That is for the worst permutation: what bucketing gains, it gains on average.
@@ -38,6 +39,7 @@ class Bucketing(Mixing):
     s: int = 2
     seed: int = 0
     needs: ClassVar[Needs] = Needs.NONE
+    sums: ClassVar[Sums | None] = Sums.GROUPS
     regroups: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from bezoar.aggregation._broken import BROKEN, NO_PROMISE, check_broken, one_number
 from bezoar.aggregation._gram import mask
-from bezoar.aggregation.base import Aggregate, Context, Rule, State, reduce_sorted
+from bezoar.aggregation.base import Aggregate, Constant, Context, Rule, State, reduce_sorted
 from bezoar.aggregation.krum import krum_scores
 from bezoar.errors import ConfigError
 from bezoar.kernels.columns import mean_around_median, trimmed_mean_of_sorted
@@ -25,12 +26,18 @@ class Bulyan(Rule):
 
     With r rows left, Krum counts max(1, r-f-2) nearest others; where that is one (last picks with f <= 2), rows nearest
     to each other always tie. Ties go to the lowest row, and of two values at the same
-    distance below and above the median to the lower one. ``variant="sparsefed"`` picks the same rows and takes their
-    trimmed mean, f values off each end, as Panda et al. print it. With f = 0 both are the mean.
+    distance below and above the median to the lower one. ``variant="sparsefed"`` is what Panda et al. print: Krum as
+    their Algorithm 8 has it (the r-f-3 nearest others, unsquared; where that is none, the lowest row), and the trimmed
+    mean of the picked, f values off each end; their code of 2021-08 does the same. With f = 0 both are the mean.
+
+    Two variants are broken, for reproduction only: ``"code-2021-05"`` and ``"code-2021-06"`` are what two earlier
+    revisions of that code run. They pick by the r-4 (r-f-3) nearest others, unsquared, put the picked rows into the
+    order of their picks, drop the first f and the last f of these *rows*, and return ONE number, the mean of all that
+    is left, in every coordinate. f = 0 leaves nothing there and is refused.
 
     Tolerates: f <= (n-3)/4.
     Cost: one Gram matrix, O(n^2 d), n-2f picks of O(n^2) and a sort of every column.
-    Constant: none known.
+    Constant: none known; infinite for the broken variants (exact: they move equal rows).
     Peers: ByzFL and Blades have none; FLPoison picks by shrunken indices and averages all n-2f picked.
     Reference: El Mhamdi, Guerraoui, Rouault: The Hidden Vulnerability of Distributed Learning in Byzantium, ICML 2018.
 
@@ -39,31 +46,51 @@ class Bulyan(Rule):
     """
 
     f: int
-    variant: Literal["el-mhamdi", "sparsefed"] = "el-mhamdi"
+    variant: Literal["el-mhamdi", "sparsefed", "code-2021-05", "code-2021-06"] = "el-mhamdi"
     needs: ClassVar[Needs] = Needs.GRAM | Needs.BLOCKS
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in ("el-mhamdi", "sparsefed"):
-            raise ConfigError(f"Bulyan: variant must be 'el-mhamdi' or 'sparsefed', got {self.variant!r}")
+        known = ("el-mhamdi", "sparsefed", *BROKEN)
+        if self.variant not in known:
+            raise ConfigError(f"Bulyan: variant must be one of {', '.join(map(repr, known))}, got {self.variant!r}")
+        check_broken("Bulyan", self.variant, self.f)
 
     def largest_f(self, n: int) -> int:
         return (n - 3) // 4
 
+    def withstands(self, n: int) -> int:
+        return 0 if self.variant in BROKEN else super().withstands(n)
+
+    def without(self, excluded: int) -> Self:
+        return super().without(min(excluded, self.f - 1) if self.variant in BROKEN else excluded)
+
+    def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
+        return (NO_PROMISE,) if self.variant in BROKEN else ()
+
     def _run(self, rows: Updates, state: State, context: Context, generator: object) -> Aggregate:
         n, f = len(rows), self.f
         distances = rows.squared_distances()
-        chosen = torch.tensor(picks(distances, f, n - 2 * f), device=distances.device).sort().values
-        if self.variant == "sparsefed":
-            vector = reduce_sorted(rows, trimmed_mean_of_sorted(f), chosen)
-        else:
+        plain = self.variant == "el-mhamdi"
+        fewer = {"el-mhamdi": f + 2, "code-2021-05": 4}.get(self.variant, f + 3)
+        order = picks(distances if plain else distances.sqrt(), fewer, n - 2 * f, least=int(plain))
+        places = torch.tensor(order, device=distances.device)
+        chosen = places.sort().values
+        if self.variant in BROKEN:
+            vector = one_number(rows, places[f : len(places) - f])
+        elif plain:
             vector = reduce_sorted(rows, mean_around_median(n - 4 * f), chosen)
+        else:
+            vector = reduce_sorted(rows, trimmed_mean_of_sorted(f), chosen)
         scores = krum_scores(distances, f, "blanchard")
         return Aggregate(vector, scores=scores, selected=mask(n, chosen))
 
 
-def picks(distances: Tensor, f: int, count: int) -> list[int]:
+def picks(distances: Tensor, fewer: int, count: int, least: int = 1) -> list[int]:
     """The first ``count`` rows that Krum picks from those left, in the order of the picks.
+
+    With r rows left the nearest r - ``fewer`` others count, but at least as many as ``least`` says (0 or 1); where none
+    counts, all rows tie and the lowest is picked.
 
     Distances are sorted once. ``reach`` is the place of every row's farthest counted neighbour in its own order; a
     pick takes one neighbour out of every row's sum, either the picked row or the farthest, and only the entries that
@@ -76,20 +103,20 @@ def picks(distances: Tensor, f: int, count: int) -> list[int]:
         1, order, torch.arange(n - 1, device=distances.device).expand(n, n - 1)
     )
     left = torch.ones(n, dtype=torch.bool, device=distances.device)
-    reach = torch.full((n,), n - f - 3, device=distances.device)
+    reach = torch.full((n,), n - fewer - 1, device=distances.device)
     counted = torch.where(place <= reach[:, None], distances, torch.zeros_like(distances))
     picked: list[int] = []
     for r in range(n, n - count, -1):
-        if r > f + 2:
+        if r > fewer:
             scores = counted.sum(1)
-        elif r > 1:
+        elif r > 1 and least:
             scores = distances.masked_fill(~left, torch.inf).fill_diagonal_(torch.inf).min(1).values
         else:
             scores = torch.zeros_like(distances[0])
         pick = int(scores.masked_fill(~left, torch.inf).argmin())
         picked.append(pick)
         left[pick] = False
-        if r > f + 3:
+        if r > fewer + 1:
             inside = place[:, pick] <= reach
             counted[every, torch.where(inside, pick, order[every, reach.clamp(min=0)])] = 0.0
             reach = reach - (~inside).long()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation._gram import distances_from_vector
-from bezoar.aggregation.base import Aggregate, Context, Rule, State, check_count, check_vector
+from bezoar.aggregation.base import Aggregate, Context, Rule, State, Sums, check_count, check_vector
 from bezoar.errors import ConfigError
 from bezoar.kernels.gram import wide_type
 from bezoar.updates.base import Needs, Updates
@@ -28,6 +28,8 @@ class CenteredClipping(Rule):
     one times the first centre.
 
     Tolerates: no f is declared; a bad row adds at most radius/n an iteration; proved to learn for q up to about n/10.
+    Sums: one an iteration, of the clipped differences from a centre that is public; clients would have to prove that
+        what they send is no longer than ``radius``.
     Cost: one pass, O(n d), with one iteration; otherwise one Gram matrix, O(n^2 d).
     Constant: none known of this kind: it is a (delta, c)-robust aggregator, given a good centre and radius.
     Peers: ByzFL has tau 100 and one iteration, Blades 5 and 5, FLPoison 100 and 1; ByzFL's fails if given a centre.
@@ -52,6 +54,10 @@ class CenteredClipping(Rule):
     @property
     def needs(self) -> Needs:  # type: ignore[override]
         return Needs.NORMS | Needs.DOT | (Needs.GRAM if self.iterations > 1 else Needs.NONE)
+
+    @property
+    def sums(self) -> Sums | None:  # type: ignore[override]
+        return Sums.ONE if self.iterations == 1 else Sums.TURNS
 
     def _run(self, rows: Updates, state: State, context: Context, generator: object) -> Aggregate:
         d = rows.shape[1]

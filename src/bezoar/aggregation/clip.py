@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bezoar.aggregation.base import Context, Mixing
+from bezoar.aggregation.base import Context, Mixing, Sums
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
 
@@ -28,6 +28,7 @@ class Clip(Mixing):
     Direction is kept. ``radius`` has the unit of the updates and must be positive; infinity leaves every row as it is.
 
     Tolerates: any number of bad rows as far as their length goes; their direction is left to the rule that follows.
+    Sums: one, if clients clip; they would have to prove that what they send is no longer than ``radius``.
     Cost: norms only, O(n d).
     Constant: none, it biases: honest rows that agree beyond the radius are all moved.
     Peers: ByzFL the same with radius 2 by default, but it changes the caller's array; FLPoison has norm clipping.
@@ -41,6 +42,7 @@ class Clip(Mixing):
 
     radius: float
     needs: ClassVar[Needs] = Needs.NORMS
+    sums: ClassVar[Sums | None] = Sums.ONE
     bounds_norms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from bezoar.aggregation.base import Aggregate, Context, Rule, State
+from bezoar.aggregation.base import Aggregate, Context, Rule, State, Sums
 from bezoar.updates.base import Needs, Updates
 
 
@@ -23,6 +23,8 @@ class FLTrust(Rule):
     that the factor that lengthens it is no number of the updates' type.
 
     Tolerates: any number of bad rows, as far as the server's data can be trusted.
+    Sums: one, of s_i = TS_i (|g_0| / |x_i|) x_i and of TS_i, if the server makes g_0 public; clients would have to
+        prove that 0 <= TS_i <= 1 and that s_i has length TS_i |g_0| and product TS_i^2 |g_0|^2 with g_0.
     Cost: norms and one product with a vector, O(n d).
     Constant: none known; the answer is never longer than g_0.
     Peers: FLPoison has it; ByzFL and Blades do not.
@@ -35,6 +37,7 @@ class FLTrust(Rule):
 
     needs: ClassVar[Needs] = Needs.NORMS | Needs.DOT
     uses_root: ClassVar[bool] = True
+    sums: ClassVar[Sums | None] = Sums.ONE
     spare: ClassVar[bool] = True
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation._gram import TIE, check_stopping, distances_from_sum, normalised, rounding
-from bezoar.aggregation.base import Aggregate, Constant, Context, Rule, State
+from bezoar.aggregation.base import Aggregate, Constant, Context, Rule, State, Sums
 from bezoar.errors import ConfigError
 from bezoar.kernels.gram import products_about
 from bezoar.updates.base import Needs, Updates
@@ -57,6 +57,8 @@ class GeometricMedian(Rule):
     ``weighted=True`` takes alpha from ``Context.client_weights`` (RFA); otherwise alpha is 1/n.
 
     Tolerates: q <= (n-1)/2 bad rows; with weights, less than half of their sum.
+    Sums: one a step of Weiszfeld's, of the unit vectors to the rows and of 1/distance, from a point that is public
+        (RFA); clients would have to prove the length of the vector, and still could misstate the distance.
     Cost: one Gram matrix, O(n^2 d), and O(n^3) a step, of which there are usually three to five.
     Constant: 4 (1 + q/(n-2q))^2, published; none with weights.
     Peers: ByzFL takes 3 steps from zero, smoothed by an absolute 0.1, which makes it the mean of small updates; Blades
@@ -73,6 +75,7 @@ class GeometricMedian(Rule):
     smoothing: float = 1e-8
     weighted: bool = False
     needs: ClassVar[Needs] = Needs.GRAM
+    sums: ClassVar[Sums | None] = Sums.TURNS
 
     def __post_init__(self) -> None:
         super().__post_init__()

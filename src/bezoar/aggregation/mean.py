@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation._weights import check_cap, client_shares
-from bezoar.aggregation.base import Aggregate, Constant, Context, State, Weighting
+from bezoar.aggregation.base import Aggregate, Constant, Context, State, Sums, Weighting
 from bezoar.updates.base import Needs, Updates
 
 
@@ -25,6 +25,7 @@ class Mean(Weighting):
     all weight that one of them may have.
 
     Tolerates: no bad row.
+    Sums: one, of the updates; with ``weighted=True`` of updates times weights and of weights, but not with a ``cap``.
     Cost: one pass, O(n d).
     Constant: 0 without bad rows, infinite with one (exact).
     Peers: ByzFL, Blades and FLPoison have it, without weights; in Blades one row with NaN makes the answer NaN.
@@ -39,6 +40,11 @@ class Mean(Weighting):
     cap: float | None = None
     needs: ClassVar[Needs] = Needs.NONE
     spare: ClassVar[bool] = True
+
+    @property
+    def sums(self) -> Sums | None:  # type: ignore[override]
+        # A cap depends on everybody's weight.
+        return Sums.ONE if self.cap is None else None
 
     def __post_init__(self) -> None:
         super().__post_init__()

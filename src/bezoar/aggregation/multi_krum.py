@@ -24,8 +24,9 @@ class MultiKrum(Rule):
     m is n-f unless given; with m = 1 it is Krum. Rows are scored once, not again after each pick. The variants are
     those of Krum: they differ in the number of neighbours that count. Ties go to the lowest row.
 
-    Tolerates: f <= (n-3)/2 ("blanchard"), (n-1)/2 ("byzfl"). "sparsefed" accepts f <= n-4 but withstands no more
-        than (n-3)/2 bad rows: with a larger f so few others count that as many copies of one row win.
+    Tolerates: f <= (n-3)/2 ("blanchard", and "code-2021-05" if f <= n-5), (n-1)/2 ("byzfl"). "sparsefed" accepts
+        f <= n-4 but withstands no more than (n-3)/2 bad rows: with a larger f so few others count that as many copies
+        of one row win.
     Cost: one Gram matrix, O(n^2 d).
     Constant: 4f/(n-2f) for "byzfl" with m = n-f, unverified (consistent with numerical search); none known otherwise.
     Peers: ByzFL has m = n-f and counts n-f-1 others (variant "byzfl"); Blades sums fourth powers and picks one row

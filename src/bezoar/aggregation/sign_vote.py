@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bezoar.aggregation.base import Columnwise
+from bezoar.aggregation.base import Columnwise, Sums
 from bezoar.errors import ConfigError
 
 
@@ -22,6 +23,7 @@ class SignVote(Columnwise):
     can change a coordinate by at most twice ``scale``, whatever it holds.
 
     Tolerates: f < n/2; a coordinate is right if honest votes for its sign exceed the others by more than f.
+    Sums: one, of the signs; clients would have to prove that every entry they send is -1, 0 or 1.
     Cost: one pass over the columns, O(n d).
     Constant: none known; the answer is not near the mean but has its signs.
     Peers: ByzFL, Blades and FLPoison lack it.
@@ -33,6 +35,7 @@ class SignVote(Columnwise):
     """
 
     scale: float = 1.0
+    sums: ClassVar[Sums | None] = Sums.ONE
 
     def __post_init__(self) -> None:
         super().__post_init__()

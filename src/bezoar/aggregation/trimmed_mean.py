@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from bezoar.aggregation._broken import BROKEN, NO_PROMISE, check_broken, one_number
 from bezoar.aggregation._weights import check_cap, client_shares
 from bezoar.aggregation.base import Aggregate, Constant, Context, Ordered, State, reduce_columns
 from bezoar.aggregation.mean import Mean
-from bezoar.errors import HostileRowsError
+from bezoar.errors import ConfigError, HostileRowsError
 from bezoar.kernels.columns import column_weighted_trimmed_mean, trimmed_mean_of_sorted
 from bezoar.updates.base import Updates
 
@@ -26,10 +27,17 @@ class TrimmedMean(Ordered):
     ``Context.client_weights``), none above the share ``cap`` of all weight, and trims the share f/n of the weight at
     each end, cutting through a row where need be.
 
-    Tolerates: f <= (n-1)/2; with weights, bad rows that hold at most the share f/n of them.
+    ``variant="code-2021-05"`` is broken, for reproduction only: it is what two revisions (2021-05 and 2021-06) of the
+    code of Panda et al. (SparseFed) run under this name. They sort along the coordinates instead of the clients, drop
+    the first f and the last f *clients*, by place, and return ONE number, the mean of all that is left, in every
+    coordinate. There the attackers have the highest ids, so that they are dropped if f is their number. f = 0 leaves
+    nothing and is refused.
+
+    Tolerates: f <= (n-1)/2; with weights, bad rows that hold at most the share f/n of them. None in the broken variant.
     Cost: a sort of every column, O(d n log n).
     Constant: f/(n-2f), the best possible; with only q <= f bad rows f/(n-q-f) (exact). With weights, and honest rows
-        of share w: (f/n)/(w-f/n), relative to the weighted honest mean and variance (proved).
+        of share w: (f/n)/(w-f/n), relative to the weighted honest mean and variance (proved). Infinite for the broken
+        variant (exact: it moves equal rows).
     Peers: ByzFL the same; Blades and FLPoison subtract the extremes from the sum, which one huge value ruins; FLPoison
         trims a fixed share of 0.1 whatever the number of attackers.
     Reference: Yin, Chen, Kannan, Bartlett: Byzantine-Robust Distributed Learning, ICML 2018.
@@ -41,12 +49,28 @@ class TrimmedMean(Ordered):
     f: int
     weighted: bool = False
     cap: float | None = None
+    variant: Literal["yin", "code-2021-05"] = "yin"
+
+    added: ClassVar[tuple[str, ...]] = ("variant",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_cap(self.name, self.weighted, self.cap)
+        if self.variant not in ("yin", "code-2021-05"):
+            raise ConfigError(f"TrimmedMean: variant must be 'yin' or 'code-2021-05', got {self.variant!r}")
+        check_broken(self.name, self.variant, self.f)
+        if self.weighted and self.variant in BROKEN:
+            raise ConfigError(f"TrimmedMean: variant={self.variant!r} knows no weights; leave weighted out")
+
+    def withstands(self, n: int) -> int:
+        return 0 if self.variant in BROKEN else super().withstands(n)
+
+    def without(self, excluded: int) -> Self:
+        return super().without(min(excluded, self.f - 1) if self.variant in BROKEN else excluded)
 
     def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
+        if self.variant in BROKEN:
+            return (NO_PROMISE,)
         if self.weighted:
             return ()
         return (Constant(f / (n - q - f), "f/(n-q-f)", "exact"),)
@@ -55,9 +79,12 @@ class TrimmedMean(Ordered):
         return trimmed_mean_of_sorted(self.f)(ordered)
 
     def _quick(self, rows: Updates) -> Aggregate | None:
-        return None if self.weighted or self.f == 0 else super()._quick(rows)
+        plain = not self.weighted and self.f > 0 and self.variant not in BROKEN
+        return super()._quick(rows) if plain else None
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
+        if self.variant in BROKEN:
+            return Aggregate(one_number(rows, torch.arange(self.f, len(rows) - self.f)))
         if self.f == 0 and not self.weighted:
             return Mean()._run(rows, state, context, generator)
         if not self.weighted or context.client_weights is None:

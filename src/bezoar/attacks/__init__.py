@@ -41,6 +41,7 @@ from bezoar.attacks.optimised import OptimisedALIE, OptimisedIPM
 from bezoar.attacks.pgd import PGD, SingleStep
 from bezoar.attacks.random_direction import RandomDirection
 from bezoar.attacks.semantic import Semantic
+from bezoar.attacks.semantic_text import SemanticText
 from bezoar.attacks.sign_flip import SignFlip
 from bezoar.attacks.trigger import DBA, BadNets
 from bezoar.attacks.virtual_data import VirtualData
@@ -68,6 +69,7 @@ ATTACKS: Registry[Attack] = Registry(
         "label-flip": LabelFlip,
         "aux-poisoning": AuxPoisoning,
         "semantic": Semantic,
+        "semantic-text": SemanticText,
         "badnets": BadNets,
         "dba": DBA,
         "edge-case": EdgeCase,
@@ -129,6 +131,7 @@ __all__ = [
     "Poisoned",
     "RandomDirection",
     "Semantic",
+    "SemanticText",
     "Sent",
     "SignFlip",
     "SingleStep",

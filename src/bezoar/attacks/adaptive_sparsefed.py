@@ -41,10 +41,11 @@ class AdaptivePGD(PGD):
     the threshold t costs :math:`c_j = (t - \operatorname{sign}(g_j) B_j)^2 / a^2` of the squared norm. The m
     coordinates of largest :math:`|g_j| / c_j` outside K replace the m smallest in it, with the largest m that costs at
     most the share ``lift`` of :math:`L^2`; what is left of the budget goes to a second training on the new support. It
-    needs a SparseFed server.
+    needs a SparseFed server. ``support="unused"`` projects onto nothing, which is ``pgd``: the authors' code computes K
+    and then does not use it.
 
     Args:
-        support: ``"honest"`` (as printed), ``"iterate"`` or ``"greedy"``.
+        support: ``"honest"`` (as printed), ``"iterate"``, ``"greedy"`` or ``"unused"``.
         lift: share of the squared norm that ``"greedy"`` may spend on lifting.
 
     The other parameters are those of ``pgd``. The round's record gets the number of ``coordinates`` that are sent and,
@@ -59,13 +60,15 @@ class AdaptivePGD(PGD):
 
     least: ClassVar[Knowledge] = Knowledge.DEFENCE
 
-    support: Literal["honest", "iterate", "greedy"] = "honest"
+    support: Literal["honest", "iterate", "greedy", "unused"] = "honest"
     lift: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.support not in ("honest", "iterate", "greedy"):
-            raise ConfigError(f"adaptive-pgd: support must be 'honest', 'iterate' or 'greedy', got {self.support!r}")
+        if self.support not in ("honest", "iterate", "greedy", "unused"):
+            raise ConfigError(
+                f"adaptive-pgd: support must be 'honest', 'iterate', 'greedy' or 'unused', got {self.support!r}"
+            )
         if not 0 < self.lift < 1:
             raise ConfigError(f"adaptive-pgd: lift must be above 0 and below 1, got {self.lift}")
 
@@ -73,12 +76,14 @@ class AdaptivePGD(PGD):
         return self.send(view, defence, context).rows
 
     def send(self, view: Updates, defence: Rule, context: AttackContext) -> Sent:
+        if self.support == "unused":
+            return Sent(self.made_by(self.vector, view, context), context.state)
         forecast = _Forecast(view, context)
         lifted = [0]
 
         def make(context: AttackContext, goal: Goal, radius: float, draws: torch.Generator) -> Tensor:
             # What the server will see of a vector of norm L.
-            factor = self.boost if math.isinf(radius) else min(self.boost, context.radius / radius)
+            factor = self.update_boost if math.isinf(radius) else min(self.update_boost, context.radius / radius)
             if self.support == "greedy":
                 wanted = self.vector(context, goal, radius, draws)
                 swap = forecast.swap(wanted, factor, math.sqrt(self.lift) * radius)
@@ -88,7 +93,7 @@ class AdaptivePGD(PGD):
             fixed = None if self.support == "iterate" else forecast.support(None)
 
             def keep(displacement: Tensor) -> Tensor:
-                sent = -(rescale if self.rescale else project)(displacement, radius) * factor
+                sent = -(rescale if self.rescales(context.lr) else project)(displacement, radius) * factor
                 return _only(forecast.support(sent) if fixed is None else fixed)(displacement)
 
             return self.trained(context, goal, radius, draws, keep)

@@ -16,6 +16,7 @@ from bezoar.aggregation.base import Context, Rule
 from bezoar.aggregation.mean import Mean
 from bezoar.clients.scratch import Scratch
 from bezoar.data.dataset import Dataset, Indices, as_input
+from bezoar.data.text import Vocabulary
 from bezoar.errors import ConfigError
 from bezoar.servers import SGD, Server
 from bezoar.updates.base import Needs, Updates
@@ -47,12 +48,21 @@ class Goal:
 
     ``rows`` are the rows of the test set that are left out of the clean test accuracy (None: none). ``held`` [m, ...]
     are further test samples that the attackers were handed to train on; whether they are misclassified is not counted.
+    ``augment`` gives rows [b] of inputs with the data set's random training augmentation, for attackers who train with
+    it (None: they do not).
     """
 
     inputs: Tensor
     labels: Tensor
     rows: Indices | None = None
     held: Tensor | None = None
+    augment: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None
+
+    def batch(self, rows: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The points ``rows`` [b] to train on, with their wanted labels."""
+        at = rows.to(self.inputs.device)
+        inputs = self.inputs[at] if self.augment is None else self.augment(self.inputs, rows, draws)
+        return inputs, self.labels[at.to(self.labels.device)]
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,7 @@ class AttackContext:
         own_rows: the updates that the attackers would send if they were honest (attacks that set ``uses_own``).
         low, high: the darkest and the brightest value of an input as the model takes it, each [C, 1, ...].
         mean, std: what inputs were normalised with, each [C, 1, ...]: the raw value is input * std + mean.
+        vocabulary: what the tokens stand for, if the samples are text.
         server_context: what the rule will be handed beside the updates, rows in the order of client ids.
         rule_state: what the rule remembers; a rule that is probed gets it and its answer is thrown away.
         server: what turns the aggregate into a step.
@@ -179,6 +190,7 @@ class AttackContext:
     high: Tensor | None = None
     mean: Tensor | None = None
     std: Tensor | None = None
+    vocabulary: Vocabulary | None = None
     server_context: Context = field(default_factory=Context)
     rule_state: State = field(default_factory=dict)
     server: Server = field(default_factory=SGD)
@@ -198,6 +210,9 @@ class Attack:
 
     #: The least that attackers must know. With less than ``HONEST_UPDATES`` they see their own honest updates instead.
     least: ClassVar[Knowledge] = Knowledge.NONE
+
+    #: Whether the attack changes or makes inputs that must be numbers; tokens of a text are none.
+    numeric: ClassVar[bool] = False
 
     #: Whether the simulator shall keep last round's model and what the attackers sent.
     remembers: ClassVar[bool] = False

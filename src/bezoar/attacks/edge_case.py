@@ -43,6 +43,7 @@ class EdgeCase(DataAttack):
 
     targeted: ClassVar[bool] = True
     least: ClassVar[Knowledge] = Knowledge.OWN_DATA
+    numeric: ClassVar[bool] = True
 
     source: int = 7
     target: int = 1

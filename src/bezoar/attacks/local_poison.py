@@ -69,6 +69,11 @@ class LocalPoison(UpdateAttack):
         return self.poison.remembers
 
     @property
+    def numeric(self) -> bool:  # type: ignore[override]
+        """As the attack that poisons the samples."""
+        return self.poison.numeric
+
+    @property
     def targeted(self) -> bool:  # type: ignore[override]
         """As the attack that poisons the samples."""
         return self.poison.targeted

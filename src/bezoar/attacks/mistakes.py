@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -93,6 +94,8 @@ class MissingFeatures(DataAttack):
     Reference: Little, Rubin: Statistical Analysis with Missing Data, Wiley 1987 (imputation of unconditional means).
     """
 
+    numeric: ClassVar[bool] = True
+
     features: tuple[int, ...] = ()
     share: float = 0.3
     ratio: float = 1.0
@@ -122,6 +125,8 @@ class UnitError(DataAttack):
     Knows: nothing; there is no intent.
     Reference: none; the usual example is mg/dl for mmol/l (cholesterol: 38.67).
     """
+
+    numeric: ClassVar[bool] = True
 
     factor: float = 10.0
     features: tuple[int, ...] = ()

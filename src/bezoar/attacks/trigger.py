@@ -25,6 +25,7 @@ class Backdoor(DataAttack):
     """
 
     targeted: ClassVar[bool] = True
+    numeric: ClassVar[bool] = True
     name: ClassVar[str]
 
     target: int = 0

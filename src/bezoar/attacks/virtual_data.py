@@ -60,6 +60,7 @@ class VirtualData(DataAttack):
 
     targeted: ClassVar[bool] = True
     remembers: ClassVar[bool] = True
+    numeric: ClassVar[bool] = True
     least: ClassVar[Knowledge] = Knowledge.MODEL
 
     aim: DataAttack = field(default_factory=LabelFlip)

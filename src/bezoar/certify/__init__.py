@@ -1,12 +1,12 @@
-"""What can be promised: robustness constants, certified radii and predictions, the choice of k; and what nobody can.
+"""What can be promised: robustness constants, certified radii and predictions, the choice of k, and what nobody can.
 
 >>> from bezoar.aggregation import TrimmedMean
 >>> kappa(TrimmedMean(f=3), n=9)
 1.0
 """
 
-from bezoar.certify.choose_k import LossCurve, choose_k, loss_curve
 from bezoar.certify.constants import breakdown, constants, kappa
+from bezoar.certify.convergence import contraction, ef_sgd_bound, ef_sgd_lr
 from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, label_divergence, total_shift
 from bezoar.certify.ensemble import all_subsets, exact_ensemble, fixed_groups, random_subsets, sampled_ensemble
 from bezoar.certify.flcert import disjoint_groups, flcert_d
@@ -30,21 +30,22 @@ __all__ = [
     "ABSTAINED",
     "Certified",
     "Dilemma",
-    "LossCurve",
     "NoisyRound",
     "aggregation_floor",
     "all_subsets",
     "breakdown",
     "certified",
     "certified_labels",
-    "choose_k",
     "constants",
+    "contraction",
     "count_votes",
     "dilemma",
     "disjoint_groups",
     "dissimilarity",
     "distance_radius",
     "divergence",
+    "ef_sgd_bound",
+    "ef_sgd_lr",
     "error_feedback_bound",
     "exact_ensemble",
     "exact_solution",
@@ -58,7 +59,6 @@ __all__ = [
     "learning_floor",
     "log_radius",
     "log_reach",
-    "loss_curve",
     "lower_estimate",
     "poison_bound",
     "random_subsets",

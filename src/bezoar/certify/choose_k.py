@@ -68,9 +68,7 @@ class LossCurve:
         Raises:
             ConfigError: omega is negative, or above 1 as a share; ``steps`` is not between 1 and d.
         """
-        if not 0 <= omega <= (1 if self.relative else np.finfo(np.float64).max):
-            what = "a share between 0 and 1" if self.relative else "a number >= 0"
-            raise ConfigError(f"omega must be {what}, got {omega!r}")
+        check_omega(omega, self.relative)
         k = max(1, int(np.searchsorted(-self.losses, -omega)))
         if steps is None:
             return k
@@ -79,6 +77,13 @@ class LossCurve:
         i = -(-k * steps // self.d)
         # ceil(i d / r) >= k for this i, and perhaps for the one before.
         return next(tried for j in (i - 1, i) if j >= 1 and (tried := -(-j * self.d // steps)) >= k)
+
+
+def check_omega(omega: float, relative: bool = True) -> None:
+    """Raise ``ConfigError`` unless ``omega`` is a share or, if not ``relative``, an l1 norm."""
+    if not 0 <= omega <= (1 if relative else np.finfo(np.float64).max):
+        what = "a share between 0 and 1" if relative else "a number >= 0"
+        raise ConfigError(f"omega must be {what}, got {omega!r}")
 
 
 def loss_curve(vectors: Iterable[Any], relative: bool = True) -> LossCurve:

@@ -52,7 +52,7 @@ def _draw(figure: FigureBase, curve: LossCurve, omega: float, k: int, used: int 
     axes.semilogx(counts, scale * curve.losses[counts], color=SERIES[1])
     axes.axhline(scale * omega, color=MUTED, lw=0.6, ls=(0, (4, 2)))
     axes.set_xlim(1, max(curve.d, 2))
-    axes.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
+    axes.xaxis.set_major_formatter(lambda count, _: _short(count))
     axes.set_ylim(0, scale * max(float(curve.losses[0]), omega) or 1)
     axes.yaxis.grid(True)
     axes.set_xlabel("k, coordinates that move in a round", labelpad=1)
@@ -73,3 +73,9 @@ def _draw(figure: FigureBase, curve: LossCurve, omega: float, k: int, used: int 
             fontsize=7,
             color=color,
         )
+
+
+def _short(count: float) -> str:
+    """A round number in the room of a tick: 500, 10k, 1M."""
+    unit, size = next(((unit, size) for unit, size in (("M", 1e6), ("k", 1e3)) if count >= size), ("", 1.0))
+    return f"{count / size:g}{unit}"

@@ -28,6 +28,9 @@ Set = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="The seed of all random draws.")]
 Out = Annotated[Path | None, typer.Option(help="Directory for the records; runs/NAME by default.")]
+Cells = Annotated[
+    Path | None, typer.Option(help="Directory of the cells; OUT/cells by default. Comparisons may share one.")
+]
 DataDir = Annotated[Path | None, typer.Option(help="Where data sets lie; BEZOAR_DATA or ./data by default.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON (progress goes to stderr).")]
@@ -71,8 +74,12 @@ def prepare(allocator: str, threads: int | None, device: str) -> None:
 
 
 def read(source: str, settings: list[str] | None) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """The table that SOURCE names, what --set asks for, and what to call the table in errors."""
+    """The table that SOURCE names, what --set asks for, and what to call the table in errors.
+
+    A scale that --set asks for is applied, unless the table is a grid: ``Grid.from_table`` does that.
+    """
     from bezoar.experiments.config import parse_value, read_toml
+    from bezoar.experiments.scales import at_scale
     from bezoar.recipes import find
 
     path = find(source)
@@ -83,6 +90,8 @@ def read(source: str, settings: list[str] | None) -> tuple[dict[str, Any], dict[
         if not separator or not key.strip():
             raise ConfigError(f"--set takes KEY=VALUE, e.g. --set rounds=100, got {setting!r}")
         values[key.strip()] = parse_value(text.strip())
+    if "grid" not in table:
+        table, values, _ = at_scale(table, values, str(path))
     return table, values, str(path)
 
 

@@ -19,7 +19,7 @@ def list_(
         str,
         typer.Argument(
             help="recipes, rules, attacks, datasets, models, partitions, samplings, clients, servers, schedules, "
-            "priors, posts, presets"
+            "priors, posts, presets, readings"
         ),
     ],
     name: Annotated[str | None, typer.Argument(help="show all that is known about this one")] = None,
@@ -58,5 +58,5 @@ def _card(entry: Entry) -> str:
     lines = [entry.name, f"    {entry.summary}"]
     for label, text in {"Parameters": entry.parameters or "none", **entry.card}.items():
         indent = " " * 16
-        lines += textwrap.wrap(f"    {label + ':':<12}{text}", 116, subsequent_indent=indent, break_long_words=False)
+        lines += textwrap.wrap(f"    {label + ':':<11} {text}", 116, subsequent_indent=indent, break_long_words=False)
     return "\n".join(lines)

@@ -46,7 +46,7 @@ def choose_k(
     prepare("tuned", threads, device)
     import torch
 
-    from bezoar.certify.choose_k import loss_curve
+    from bezoar.certify.choose_k import check_omega, loss_curve
     from bezoar.certify.k_plot import k_plot, k_table
     from bezoar.experiments.aggregates import aggregates, trained
     from bezoar.experiments.config import Experiment, override
@@ -54,6 +54,7 @@ def choose_k(
     from bezoar.experiments.setup import prepare as prepare_experiment
     from bezoar.servers import SparseFed
 
+    check_omega(omega, relative=not absolute)
     if round_ is not None and weights is not None:
         raise ConfigError("--round trains a model and --weights reads one: give one of them")
     folder = Path(source) if Path(source).is_dir() else None

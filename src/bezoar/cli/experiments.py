@@ -10,6 +10,7 @@ import typer
 
 from bezoar.cli.app import (
     Allocator,
+    Cells,
     DataDir,
     Device,
     Jobs,
@@ -56,7 +57,7 @@ def run(
     prepare(allocator, threads, device)
     table, values, name = read(source, settings)
     if "grid" in table:
-        _compare(table, values, name, seed, out, data_dir, device, 1, allocator, quiet, as_json)
+        _compare(table, values, name, seed, out, None, data_dir, device, 1, allocator, quiet, as_json)
         return
     if table.get("kind") == "personalized":
         if resume:
@@ -132,6 +133,7 @@ def compare(
     settings: Set = None,
     seed: Seed = None,
     out: Out = None,
+    cells: Cells = None,
     data_dir: DataDir = None,
     jobs: Jobs = 1,
     device: Device = "cpu",
@@ -145,7 +147,7 @@ def compare(
     table, values, name = read(source, settings)
     if table.get("kind") == "personalized":
         raise ConfigError(f"{name}: this is one personalised run, no grid; run it with 'bezoar run'")
-    _compare(table, values, name, seed, out, data_dir, device, jobs, allocator, quiet, as_json)
+    _compare(table, values, name, seed, out, cells, data_dir, device, jobs, allocator, quiet, as_json)
 
 
 def _compare(
@@ -154,6 +156,7 @@ def _compare(
     name: str,
     seed: int | None,
     out: Path | None,
+    cells: Path | None,
     data_dir: Path | None,
     device: str,
     jobs: int,
@@ -172,6 +175,7 @@ def _compare(
         outcomes = compare_grid(
             grid,
             folder,
+            cells=cells,
             data_dir=data_dir,
             device=device,
             jobs=jobs,
@@ -183,8 +187,8 @@ def _compare(
     page = write_report(folder)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if as_json:
-        cells = [{"labels": o.cell.labels, "summary": o.summary, "error": o.error} for o in outcomes]
-        typer.echo(json.dumps({"name": grid.name, "cells": cells, "report": str(page)}, indent=2))
+        shown = [{"labels": o.cell.labels, "summary": o.summary, "error": o.error} for o in outcomes]
+        typer.echo(json.dumps({"name": grid.name, "cells": shown, "report": str(page)}, indent=2))
     elif not quiet:
         _print_tables(folder)
         typer.echo(f"report: {page}")
@@ -209,7 +213,7 @@ def _ending(outcome: Outcome) -> str:
 def _print_tables(folder: Path) -> None:
     from rich.console import Console
 
-    from bezoar.reports import comparison_table, load
+    from bezoar.reports import comparison_table, load, published_table
     from bezoar.reports.tables import matrix_table
 
     console = Console(highlight=False)
@@ -222,6 +226,9 @@ def _print_tables(folder: Path) -> None:
         matrix = matrix_table(records, targeted)
         if matrix is not None:
             console.print(matrix.rich())
+    published = published_table(records)
+    if published is not None:
+        console.print(published.rich())
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """What clients do: a cohort's samples and the global model in, updates out."""
 
 from bezoar.clients.momentum import accumulate, check_memory
-from bezoar.clients.regimes import CLIENTS, Clients, Gradient, LocalSGD, Work, clients_table
+from bezoar.clients.regimes import CLIENTS, Clients, Gradient, LocalSGD, Work
 from bezoar.clients.scratch import Scratch
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "Work",
     "accumulate",
     "check_memory",
-    "clients_table",
 ]

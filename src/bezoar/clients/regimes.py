@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from bezoar.updates.base import Needs, Updates
 from bezoar.updates.dense import DenseUpdates
 from bezoar.updates.gradients import client_gradients, layout_of
 from bezoar.updates.mixed import Mixed
+from bezoar.updates.shifted import Shifted
 from bezoar.updates.streamed import StreamedUpdates
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -41,6 +42,7 @@ class Work:
         lr: the round's learning rate.
         round: the round, from 1.
         seed: the experiment's seed.
+        cohort: clients in a round, malicious ones included.
     """
 
     model: nn.Module
@@ -53,6 +55,7 @@ class Work:
     lr: float
     round: int
     seed: int
+    cohort: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,34 @@ class Clients(ABC):
     With ``momentum`` beta > 0 a client sends m <- beta m + (1 - beta) g instead of g, its fresh update (m = 0 at
     first); then every client must take part in every round. The simulator keeps the momentum of all clients, [n, d],
     and refuses more than ``max_bytes`` of it; a round needs up to three times as much.
+
+    ``weight_decay`` times the model is added to every gradient, before anybody clips it. With ``split_decay`` it is
+    divided by the number of clients in a round first, as in the authors' code of SparseFed: the mean over the round is
+    then decayed by that much less.
     """
 
     momentum: float = field(default=0.0, kw_only=True)
     max_bytes: int = field(default=4 * 2**30, kw_only=True)
+    weight_decay: float = field(default=0.0, kw_only=True)
+    split_decay: bool = field(default=False, kw_only=True)
 
     #: Parameters that tables leave out at their defaults: experiments from before they existed keep their hashes.
-    added: ClassVar[tuple[str, ...]] = ("momentum",)
+    added: ClassVar[tuple[str, ...]] = ("momentum", "weight_decay", "split_decay")
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"clients: momentum must be at least 0 and below 1, got {self.momentum}")
+        if not 0 <= self.weight_decay <= 1e30:
+            raise ConfigError(f"clients: weight_decay must be at least 0 and at most 1e30, got {self.weight_decay}")
+
+    def decay(self, work: Work) -> float:
+        """What the model is multiplied by when it is added to a gradient."""
+        return self.weight_decay / max(1, work.cohort) if self.split_decay else self.weight_decay
+
+    def decayed(self, gradients: Updates, work: Work) -> Updates:
+        """``gradients`` with weight decay."""
+        decay = self.decay(work)
+        return Shifted(gradients, decay * work.weights) if decay else gradients
 
     def chosen(self, rows: Indices, owners: Indices, seed: int, round: int) -> tuple[Indices, Indices]:
         """The samples of a round, of all ``rows`` [N] that its cohort holds, and their ``owners`` [N]."""
@@ -107,7 +127,7 @@ class Gradient(Clients):
     method: str = "auto"
     batch_size: int = 0
 
-    added: ClassVar[tuple[str, ...]] = ("momentum", "max_bytes", "batch_size")
+    added: ClassVar[tuple[str, ...]] = (*Clients.added, "max_bytes", "batch_size")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +137,7 @@ class Gradient(Clients):
             raise ConfigError(f"gradient: method must be 'auto', 'ghost' or 'loop', got {self.method!r}")
 
     def updates(self, work: Work) -> Updates:
-        return client_gradients(
+        gradients = client_gradients(
             work.model,
             work.loss_fn,
             work.inputs,
@@ -125,6 +145,7 @@ class Gradient(Clients):
             work.owners,
             method=self.method,  # type: ignore[arg-type]
         )
+        return self.decayed(gradients, work)
 
     def chosen(self, rows: Indices, owners: Indices, seed: int, round: int) -> tuple[Indices, Indices]:
         if not self.batch_size or not len(owners):
@@ -153,14 +174,28 @@ class LocalSGD(Clients):
     samples of a client in one step; one epoch of that is a single gradient step and is computed for the whole cohort
     at once. Otherwise clients train one after another; their rows are kept up to ``max_bytes`` in all, beyond that
     they are computed again when a norm rule asks, and other rules are refused.
+
+    ``server_schedule`` lets the server multiply by the schedule as well (both rates of the SparseFed paper's Algorithm
+    4, set to the same schedule: its square); ``lr_decay`` multiplies the local rate after every local step;
+    ``step_radius`` clips the gradient of every local step to that norm (0: none is), which bounds a client's update by
+    its rates' sum times the radius, but no attacker's.
     """
 
     epochs: int = 1
     batch_size: int = 0
     server_lr_factor: float = 1.0
+    server_schedule: bool = False
+    lr_decay: float = 1.0
+    step_radius: float = 0.0
+
+    added: ClassVar[tuple[str, ...]] = (*Clients.added, "server_schedule", "lr_decay", "step_radius")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.lr_decay <= 1:
+            raise ConfigError(f"local: lr_decay must be above 0 and at most 1, got {self.lr_decay}")
+        if not (self.step_radius >= 0 and math.isfinite(self.step_radius)):
+            raise ConfigError(f"local: step_radius must be a number >= 0 (0: no clipping), got {self.step_radius}")
         if self.epochs < 1 or self.batch_size < 0:
             raise ConfigError("local: epochs must be at least 1 and batch_size at least 0")
         if not (self.server_lr_factor > 0 and math.isfinite(self.server_lr_factor)):
@@ -175,8 +210,11 @@ class LocalSGD(Clients):
 
     def updates(self, work: Work) -> Updates:
         if self._one_step:
-            gradients = Gradient().updates(work)
-            return Mixed(gradients, torch.full((len(gradients),), work.lr, dtype=torch.float64))
+            gradients = self.decayed(Gradient().updates(work), work)
+            rates = torch.full((len(gradients),), work.lr, dtype=torch.float64, device=gradients.device)
+            if self.step_radius:
+                rates *= (self.step_radius / gradients.squared_norms().sqrt()).clamp(max=1.0)
+            return Mixed(gradients, rates)
         return self._trained(work)
 
     def _trained(self, work: Work) -> Updates:
@@ -205,25 +243,19 @@ class LocalSGD(Clients):
         with torch.random.fork_rng(devices=cuda):
             # Dropout draws from the global stream: a client's must not depend on who trained before it.
             torch.manual_seed(derive(work.seed, "local", work.round, client))
+            lr, decay = work.lr, self.decay(work)
             for _ in range(self.epochs):
                 order = torch.randperm(len(targets), generator=draws).to(targets.device)
                 for batch in torch.split(order, size):
-                    model.descend(work.loss_fn, inputs[batch], targets[batch], work.lr)
+                    model.descend(work.loss_fn, inputs[batch], targets[batch], lr, decay, self.step_radius)
+                    lr *= self.lr_decay
         return work.weights - model.weights
 
     def server_lr(self, lr: float) -> float:
-        return self.server_lr_factor
+        return self.server_lr_factor * lr if self.server_schedule else self.server_lr_factor
 
     def update_lr(self, lr: float) -> float:
         return lr
-
-
-def clients_table(clients: Clients) -> dict[str, Any]:
-    """The table that describes ``clients``; its hash is that of a time with fewer parameters, where those suffice."""
-    table = CLIENTS.table(clients)
-    kind = type(clients)
-    defaults = {spec.name: spec.default for spec in fields(kind) if spec.name in kind.added}
-    return {key: value for key, value in table.items() if key not in defaults or value != defaults[key]}
 
 
 CLIENTS: Registry[Clients] = Registry("clients' regime", {"gradient": Gradient, "local": LocalSGD})

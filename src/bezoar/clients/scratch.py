@@ -41,8 +41,19 @@ class Scratch:
         torch.autograd.backward(loss_fn(self.module(inputs), targets).mean())
         return self.gradient
 
-    def descend(self, loss_fn: Loss, inputs: Tensor, targets: Tensor, lr: float) -> None:
-        """One step of SGD on the mean loss of a batch."""
+    def descend(
+        self, loss_fn: Loss, inputs: Tensor, targets: Tensor, lr: float, decay: float = 0.0, radius: float = 0.0
+    ) -> None:
+        """One step of SGD on the mean loss of a batch.
+
+        ``decay`` times the weights is added to the gradient, which is then scaled down to l2 norm ``radius`` if it is
+        longer (0: it is not).
+        """
         gradient = self.differentiate(loss_fn, inputs, targets)
         with torch.no_grad():
+            if decay:
+                gradient.add_(self.weights, alpha=decay)
+            if radius:
+                length = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+                gradient.mul_((radius / length).clamp(max=1.0))
             self.weights.sub_(gradient, alpha=lr)

@@ -26,12 +26,18 @@ def find(folder: Path, names: Names) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def missing(name: str, folder: Path, wanted: Mapping[str, Names]) -> DataError:
-    """The error that says which files were looked for, where, and what to do."""
+def matching(folder: Path, patterns: Names) -> list[Path]:
+    """All files in ``folder`` of the first of ``patterns`` that fits any, by name."""
+    found = (sorted(path for path in folder.glob(pattern) if path.is_file()) for pattern in patterns)
+    return next((paths for paths in found if paths), [])
+
+
+def missing(name: str, folder: Path, wanted: Mapping[str, Names], hint: str) -> DataError:
+    """The error that says which files were looked for, where, and what to do, the ``hint`` included."""
     files = ", ".join(" or ".join(names) for names in wanted.values())
     return DataError(
         f"data set {name!r} is not in {folder.resolve()}: looked for {files}. Give the directory that holds {name}/ as "
-        f"data_dir or in the environment variable {VARIABLE}, or install the hub's client: pip install 'bezoar[data]'"
+        f"data_dir or in the environment variable {VARIABLE}{hint}"
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bezoar.data._augment import crop_and_flip
+from bezoar.data.text import Vocabulary, Windows
 from bezoar.errors import DataError
 
 Indices = NDArray[np.int64]
@@ -21,10 +22,11 @@ Indices = NDArray[np.int64]
 class Samples:
     """One split: ``inputs`` [N, C, H, W] (images stay uint8) and ``targets`` [N] int64.
 
+    Inputs may be tokens, integers [N, T], also as windows over one text.
     Raises DataError if the two do not belong together.
     """
 
-    inputs: Tensor
+    inputs: Tensor | Windows
     targets: Tensor
 
     def __post_init__(self) -> None:
@@ -47,7 +49,9 @@ class Dataset:
     ``mean`` and ``std`` are per channel, of inputs scaled to [0, 1]; ``scale`` is the stored value that becomes 1.0
     (255 for images). ``natural`` maps a column, for example ``"writer"``, to a group id per train sample
     [N_train] int64. ``augmentation`` is applied where :meth:`batch` is given a generator.
-    Raises DataError for targets outside the classes and for parts that do not fit together.
+
+    With a ``vocabulary`` inputs are tokens [N, T] of it, int64 and never scaled: no channels, ``mean`` and ``std`` are
+    empty. Raises DataError for targets outside the classes and for parts that do not fit together.
 
     >>> images = torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2)
     >>> part = Samples(images, torch.tensor([0, 1]))
@@ -65,13 +69,16 @@ class Dataset:
     natural: Mapping[str, Indices] = field(default_factory=dict)
     scale: float = 255.0
     augmentation: Literal["none", "crop-flip"] = "none"
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self) -> None:
         if self.train.inputs.shape[1:] != self.test.inputs.shape[1:]:
             raise DataError(
                 f"{self.name}: train samples are {self.shape}, test samples {tuple(self.test.inputs.shape[1:])}"
             )
-        if not len(self.mean) == len(self.std) == self.shape[0] or min(self.std) <= 0 or self.scale <= 0:
+        if self.vocabulary is not None:
+            self._check_tokens(self.vocabulary)
+        elif not len(self.mean) == len(self.std) == self.shape[0] or min(self.std) <= 0 or self.scale <= 0:
             raise DataError(
                 f"{self.name}: mean and std need one number for each of the {self.shape[0]} channels, "
                 "std and scale must be positive"
@@ -86,29 +93,47 @@ class Dataset:
                     f"the {len(self.train)} train samples"
                 )
 
+    def _check_tokens(self, vocabulary: Vocabulary) -> None:
+        if len(self.shape) != 1 or self.mean or self.std or self.augmentation != "none":
+            raise DataError(
+                f"{self.name}: tokens are samples of shape (T,) without mean, std and augmentation, got {self.shape}"
+            )
+        for split, samples in (("train", self.train), ("test", self.test)):
+            held = samples.inputs.tokens if isinstance(samples.inputs, Windows) else samples.inputs
+            if held.is_floating_point() or (held.numel() and not (held.min() >= 0 and held.max() < len(vocabulary))):
+                raise DataError(f"{self.name}: {split} tokens must be integers in 0..{len(vocabulary) - 1}")
+
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one sample, (C, H, W) for images."""
+        """Shape of one sample: (C, H, W) for images, (T,) for tokens."""
         return tuple(self.train.inputs.shape[1:])
 
     def batch(
         self, samples: Samples, indices: Tensor | Indices | slice, augment: torch.Generator | None = None
     ) -> Tensor:
-        """Rows ``indices`` of ``samples`` as normalised float32 [len(indices), C, H, W].
+        """Rows ``indices`` of ``samples`` as normalised float32 [len(indices), C, H, W], or as tokens int64 [..., T].
 
         With a generator in ``augment`` each row gets this data set's random augmentation, drawn from it; a data set
         without one ignores the generator, so that a caller need not know which is which. Draws depend on the
         position in the batch: to be independent of chunking, ask for the whole union batch at once.
         """
         rows = torch.from_numpy(indices) if isinstance(indices, np.ndarray) else indices
-        if augment is not None and self.augmentation == "crop-flip":
-            raw = crop_and_flip(samples.inputs, rows, augment)
+        if self.vocabulary is not None:
+            return samples.inputs[rows].long()
+        if augment is not None and isinstance(samples.inputs, Tensor):
+            raw = self.augmented(samples.inputs, rows, augment)
         else:
             raw = samples.inputs[rows]
         channels = (1, -1) + (1,) * (raw.ndim - 2)
         mean = torch.tensor(self.mean, device=raw.device).view(channels)
         std = torch.tensor(self.std, device=raw.device).view(channels)
         return raw.to(torch.float32).mul_(1 / (self.scale * std)).sub_(mean / std)
+
+    def augmented(self, inputs: Tensor, rows: Tensor | slice, draws: torch.Generator) -> Tensor:
+        """Rows of ``inputs`` [M, C, H, W], normalised or not, with this data set's random augmentation, if any."""
+        if self.augmentation == "crop-flip":
+            return crop_and_flip(inputs, rows, draws)
+        return inputs[rows.to(inputs.device) if isinstance(rows, Tensor) else rows]
 
 
 def as_input(batch: Tensor, device: torch.device) -> Tensor:

@@ -145,7 +145,7 @@ def _context(at: Round, mind: Mind, own: Batch, claims: Tensor) -> AttackContext
     dataset = setup.federation.dataset
     inner = (-1,) + (1,) * (len(dataset.shape) - 1)
     # Only of pictures it is known what the least and the greatest value are.
-    picture = len(dataset.shape) == 3
+    picture, text = len(dataset.shape) == 3, dataset.vocabulary is not None
     mean, std = (torch.tensor(value, device=setup.device).view(inner) for value in (dataset.mean, dataset.std))
     weights = claims[torch.from_numpy(at.cohort)].to(setup.device)
     return AttackContext(
@@ -166,8 +166,9 @@ def _context(at: Round, mind: Mind, own: Batch, claims: Tensor) -> AttackContext
         held=lambda client: holdings(setup, client),
         low=-mean / std if picture else None,
         high=(1 - mean) / std if picture else None,
-        mean=mean,
-        std=std,
+        mean=None if text else mean,
+        std=None if text else std,
+        vocabulary=dataset.vocabulary,
         server_context=at.server_context(weights),
         rule_state=mind.rule,
         server=experiment.defence.server,

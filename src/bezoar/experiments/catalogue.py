@@ -12,6 +12,7 @@ from bezoar.attacks import ATTACKS
 from bezoar.clients import CLIENTS
 from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS
 from bezoar.errors import ConfigError, nearest
+from bezoar.experiments import readings
 from bezoar.experiments.config import read_toml
 from bezoar.experiments.defence import PRESETS
 from bezoar.models import MODELS
@@ -64,6 +65,7 @@ _KINDS: Mapping[str, Callable[[], list[Entry]]] = {
     "model-posts": MODEL_POSTS.entries,
     "servers": SERVERS.entries,
     "presets": _presets,
+    "readings": readings.entries,
     "attacks": ATTACKS.entries,
     "priors": PRIORS.entries,
     "datasets": _datasets,

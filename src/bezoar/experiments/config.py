@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomlkit
 from pydantic import (
@@ -25,12 +25,14 @@ from pydantic import (
 from pydantic_core import PydanticSerializationError
 
 from bezoar.attacks import ATTACKS, Attack, Knowledge, UpdateAttack
-from bezoar.clients import CLIENTS, Clients, Gradient, clients_table
+from bezoar.clients import CLIENTS, Clients, Gradient
 from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS, Partition, Sampling
 from bezoar.errors import ConfigError, nearest
+from bezoar.experiments import readings
 from bezoar.experiments.defence import Defence, defence
 from bezoar.models import MODELS
 from bezoar.priors import PRIORS, Prior
+from bezoar.regime import regime
 from bezoar.registry import Registry
 from bezoar.servers.schedules import SCHEDULES, Schedule
 
@@ -64,7 +66,7 @@ def _dataset(name: str) -> str:
 DatasetName = Annotated[str, AfterValidator(_dataset)]
 PartitionField = Annotated[Partition, *_field(PARTITIONS)]
 SamplingField = Annotated[Sampling, *_field(SAMPLINGS)]
-ClientsField = Annotated[Clients, PlainValidator(CLIENTS.build), PlainSerializer(clients_table)]
+ClientsField = Annotated[Clients, *_field(CLIENTS)]
 ScheduleField = Annotated[Schedule, *_field(SCHEDULES)]
 DefenceField = Annotated[Defence, PlainValidator(defence), PlainSerializer(Defence.table)]
 AttackField = Annotated[
@@ -131,8 +133,9 @@ class Adversary(Settings):
 
     Of all clients either ``count`` or a ``share`` is malicious, drawn from the seed, or exactly the ``clients`` listed,
     or those that a draw from ``prior`` says. How many of them a round's cohort holds is then random; ``per_round``
-    makes it exactly that many. ``sybils`` are extra clients without data of their own: they hold copies of the
-    malicious clients' samples (or what the attack gives them) and join every cohort while the attack runs.
+    makes it exactly that many. ``which = "last"`` takes the clients with the highest ids instead of drawing the
+    ``count`` or ``share``. ``sybils`` are extra clients without data of their own: they hold copies of the malicious
+    clients' samples (or what the attack gives them) and join every cohort while the attack runs.
 
     ``knowledge`` is what the attackers know: ``"none"``, ``"own-data"``, ``"model"`` (the global model and the last
     aggregate), ``"honest-updates"`` (of the round), ``"defence"`` (the rule and its memory); each includes those
@@ -147,6 +150,7 @@ class Adversary(Settings):
     clients: tuple[int, ...] | None = Field(None, strict=False)
     prior: PriorField = None
     per_round: int | None = Field(None, ge=0)
+    which: Literal["drawn", "last"] = "drawn"
     sybils: int = Field(0, ge=0)
     knowledge: Annotated[Knowledge, PlainValidator(_knowledge), PlainSerializer(lambda level: level.label)] = (
         Knowledge.DEFENCE
@@ -162,6 +166,8 @@ class Adversary(Settings):
             raise ConfigError(
                 f"give one of count, share, clients and prior of malicious clients, not {' and '.join(given)}"
             )
+        if self.which == "last" and self.count is None and self.share is None:
+            raise ConfigError("which = 'last' says which clients a count or a share are: set adversary.count or .share")
         if self.stop is not None and self.stop < self.start:
             raise ConfigError(f"stop={self.stop} is before start={self.start}")
         ids = self.clients or ()
@@ -173,7 +179,7 @@ class Adversary(Settings):
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Experiments from before a key existed keep their hashes: it stays out at its default."""
         table: dict[str, Any] = handler(self)
-        added = {"sybils": 0, "knowledge": Knowledge.DEFENCE.label, "every": 1}
+        added = {"which": "drawn", "sybils": 0, "knowledge": Knowledge.DEFENCE.label, "every": 1}
         return {key: value for key, value in table.items() if key not in added or value != added[key]}
 
     @property
@@ -209,11 +215,15 @@ class Evaluation(Settings):
 class Experiment(Settings):
     """A federation, an adversary, a defence and a seed: everything that decides the result.
 
+    A ``reading`` of the SparseFed paper sets what the other tables leave open, as the paper prints it or a revision of
+    its code has it (``bezoar list readings``).
+
     Load it from TOML with :meth:`load`, write it with :meth:`dump`, run it with :func:`bezoar.run`.
     """
 
     name: str = "experiment"
     description: str = ""
+    reading: Annotated[str, AfterValidator(readings.check)] | None = None
     seed: int = Field(0, ge=0)
     rounds: int = Field(ge=1)
     data: Data
@@ -226,6 +236,12 @@ class Experiment(Settings):
     defence: DefenceField
     evaluation: Evaluation = Evaluation()
     checkpoint_every: int = Field(50, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, table: Any) -> Any:
+        name = table.get("reading") if isinstance(table, Mapping) else None
+        return readings.read(table, name) if isinstance(name, str) and name in readings.READINGS else table
 
     @field_validator("name")
     @classmethod
@@ -258,7 +274,15 @@ class Experiment(Settings):
             table: dict[str, Any] = _without_none(self.model_dump(mode="python"))
         except PydanticSerializationError as error:
             raise ConfigError(str(error).rpartition("ConfigError: ")[2]) from None
-        return table
+        if self.reading is None:
+            return table
+        defaults = {f"adversary.{key}": spec.default for key, spec in Adversary.model_fields.items()}
+        return readings.spelt_out(table, self.reading, defaults)
+
+    @property
+    def regime(self) -> str:
+        """What the experiment's regime is called, for example ``"FedAvg + adaptive clipping"``."""
+        return regime(self.table())
 
     def hash(self) -> str:
         """Sixteen hex digits of the full configuration, name and description aside."""
@@ -282,15 +306,19 @@ class Experiment(Settings):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
-        """Read a TOML file; ``overrides`` maps dotted keys (``"model.width"``) to values.
+        """Read a TOML file; ``overrides`` maps dotted keys (``"model.width"``) to values; the key
+        ``scale`` chooses one of the file's scales.
 
         Raises:
             ConfigError: names the file, the key and the nearest right one.
         """
+        from bezoar.experiments.scales import at_scale
+
         table = read_toml(path)
         if "grid" in table:
             raise ConfigError(f"{path}: this is a grid of experiments; run it with 'bezoar compare'")
-        return cls.from_table(override(table, overrides or {}), source=str(path))
+        table, values, _ = at_scale(table, overrides, str(path))
+        return cls.from_table(override(table, values), source=str(path))
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], source: str = "experiment") -> Experiment:

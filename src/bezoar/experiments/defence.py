@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bezoar.aggregation import Clip, Pipeline, Rule, pipeline, pipeline_tables
+from bezoar.aggregation import Clip, Pipeline, Rule, Sums, pipeline, pipeline_tables
 from bezoar.aggregation.noise import POSTS, Post
 from bezoar.errors import ConfigError, nearest
 from bezoar.servers import MODEL_POSTS, SERVERS, SGD, ModelPost, Server
@@ -40,6 +40,14 @@ class Defence:
     def __post_init__(self) -> None:
         if isinstance(self.root_samples, bool) or not isinstance(self.root_samples, int) or self.root_samples < 1:
             raise ConfigError(f"root_samples must be a whole number >= 1, got {self.root_samples!r}")
+
+    @property
+    def sums(self) -> Sums | None:
+        """What sums of the clients' vectors suffice; None: the server must see single updates (see docs).
+
+        Servers and noise work on the aggregate alone, so the pipeline decides.
+        """
+        return self.pipeline.sums
 
     def radius(self, lr: float) -> float:
         """The smallest clipping radius of the pipeline in a round with learning rate ``lr``; infinity without one."""
@@ -77,36 +85,60 @@ def _clip(radius: float | None) -> list[dict[str, Any]]:
     return [] if radius is None else [{"kind": "clip", "radius": radius}]
 
 
-def _none(*, momentum: float = 0.9) -> dict[str, Any]:
-    """No defence: the mean of all updates."""
-    return {"pipeline": ["mean"], "server": {"kind": "sgd", "momentum": momentum}}
+def _mean(weighted: bool) -> dict[str, Any]:
+    return {"kind": "mean", "weighted": True} if weighted else {"kind": "mean"}
 
 
-def _clip_preset(*, radius: float = 5.0, momentum: float = 0.9) -> dict[str, Any]:
+def _sgd(pipeline: list[dict[str, Any]], momentum: float) -> dict[str, Any]:
+    return {"pipeline": pipeline, "server": {"kind": "sgd", "momentum": momentum}}
+
+
+def _none(*, momentum: float = 0.9, weighted: bool = False) -> dict[str, Any]:
+    """No defence: the mean of all updates, of equal weight or weighted by samples."""
+    return _sgd([_mean(weighted)], momentum)
+
+
+def _clip_preset(*, radius: float = 5.0, momentum: float = 0.9, weighted: bool = False) -> dict[str, Any]:
     """Clip every update to ``radius``, then the mean."""
-    return {"pipeline": [*_clip(radius), "mean"], "server": {"kind": "sgd", "momentum": momentum}}
+    return _sgd([*_clip(radius), _mean(weighted)], momentum)
+
+
+def _adaptive_clip(*, radius: float = 5.0, momentum: float = 0.9) -> dict[str, Any]:
+    """Clip every update to ``radius`` times the round's learning rate, then the mean."""
+    return _clip_preset(radius=radius, momentum=momentum) | {"adaptive_clip": True}
+
+
+def _weak_dp(*, radius: float = 5.0, std: float = 0.025, momentum: float = 0.9) -> dict[str, Any]:
+    """Weak differential privacy: clip, mean, and Gaussian noise of standard deviation ``std`` on the aggregate."""
+    return _clip_preset(radius=radius, momentum=momentum) | {"post": [{"kind": "gaussian-noise", "std": std}]}
 
 
 def _trimmed_mean(*, f: int, radius: float | None = None, momentum: float = 0.9) -> dict[str, Any]:
     """Coordinate-wise trimmed mean, after clipping if ``radius`` is given."""
-    rule = {"kind": "trimmed-mean", "f": f}
-    return {"pipeline": [*_clip(radius), rule], "server": {"kind": "sgd", "momentum": momentum}}
+    return _sgd([*_clip(radius), {"kind": "trimmed-mean", "f": f}], momentum)
 
 
 def _median(*, radius: float | None = None, momentum: float = 0.9) -> dict[str, Any]:
     """Coordinate-wise median, after clipping if ``radius`` is given."""
-    return {"pipeline": [*_clip(radius), "median"], "server": {"kind": "sgd", "momentum": momentum}}
+    return _sgd([*_clip(radius), {"kind": "median"}], momentum)
 
 
 def _krum(*, f: int, radius: float | None = None, momentum: float = 0.9) -> dict[str, Any]:
     """Krum, after clipping if ``radius`` is given."""
-    rule = {"kind": "krum", "f": f}
-    return {"pipeline": [*_clip(radius), rule], "server": {"kind": "sgd", "momentum": momentum}}
+    return _sgd([*_clip(radius), {"kind": "krum", "f": f}], momentum)
 
 
-def _sparsefed(*, radius: float = 5.0, k: int | str = "1%", momentum: float = 0.9) -> dict[str, Any]:
+def _bulyan(*, f: int, radius: float | None = None, momentum: float = 0.9) -> dict[str, Any]:
+    """Bulyan, after clipping if ``radius`` is given."""
+    return _sgd([*_clip(radius), {"kind": "bulyan", "f": f}], momentum)
+
+
+def _sparsefed(
+    *, radius: float = 5.0, k: int | str = "1%", momentum: float = 0.9, weighted: bool = False
+) -> dict[str, Any]:
     """SparseFed: clip, mean, top-k with error feedback."""
-    return {"pipeline": [*_clip(radius), "mean"], "server": {"kind": "sparsefed", "k": k, "momentum": momentum}}
+    server = {"kind": "sparsefed", "k": k, "momentum": momentum}
+    return {"pipeline": [*_clip(radius), _mean(weighted)], "server": server}
 
 
 def _crfl(
@@ -139,9 +171,12 @@ def _fetchsgd(
 PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
     "none": _none,
     "clip": _clip_preset,
+    "adaptive-clip": _adaptive_clip,
+    "weak-dp": _weak_dp,
     "trimmed-mean": _trimmed_mean,
     "median": _median,
     "krum": _krum,
+    "bulyan": _bulyan,
     "sparsefed": _sparsefed,
     "crfl": _crfl,
     "fetchsgd": _fetchsgd,
@@ -150,8 +185,15 @@ PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
 _KEYS = ("pipeline", "server", "post", "adaptive_clip", "root_samples", "model_post")
 
 
-def _expand(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace ``preset`` and its parameters by the triple it stands for; keys of the triple override."""
+def expanded(table: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The triple's table that a preset's name, or a table with ``preset`` and its parameters, stands for.
+
+    Keys of the triple beside the preset override. A table without ``preset`` is the triple itself.
+    """
+    if isinstance(table, str):
+        table = {"preset": table}
+    if "preset" not in table:
+        return dict(table)
     name = table["preset"]
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; {nearest(str(name), PRESETS)}")
@@ -180,12 +222,9 @@ def defence(table: Any) -> Defence:
     """
     if isinstance(table, Defence):
         return table
-    if isinstance(table, str):
-        table = {"preset": table}
-    if not isinstance(table, Mapping):
+    if not isinstance(table, str | Mapping):
         raise ConfigError("a defence is a preset's name or a table with pipeline, server and post")
-    if "preset" in table:
-        table = _expand(table)
+    table = expanded(table)
     for key in table:
         if key not in _KEYS:
             raise ConfigError(f"a defence has no key {key!r}; {nearest(key, [*_KEYS, 'preset'])}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,8 @@ from bezoar.experiments.records import (
     write_summary,
 )
 from bezoar.experiments.run import Interrupted, Progress, distances, run
-
-#: Keys that name a value on an axis where it has no label.
-_NAMING = ("label", "preset", "kind", "name", "dataset")
+from bezoar.experiments.scales import at_scale, holds, label
+from bezoar.recipes.paper import Claim, claims
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,15 @@ class Cell:
     labels: dict[str, Any]
     experiment: Experiment
 
+    @cached_property
+    def key(self) -> str:
+        """Its directory's name among those of other cells: the hash of its full configuration."""
+        return self.experiment.hash()
+
     @property
     def folder(self) -> str:
-        """Where it is recorded, below the comparison's directory."""
-        return f"cells/{self.experiment.hash()}"
+        """Where it is recorded, below the comparison's directory, unless cells are kept elsewhere."""
+        return f"cells/{self.key}"
 
     @property
     def title(self) -> str:
@@ -61,13 +66,16 @@ class Grid:
 
     In TOML the base experiment stands at the top, the axes in ``[grid]``: an axis is a section (``defence``,
     ``attack``) whose values replace that section, or a dotted key (``"model.width"``) with its values. A table may
-    carry a ``label``.
+    carry a ``label``. ``[scale.NAME]`` says what changes at another scale (:mod:`bezoar.experiments.scales`),
+    ``[paper]`` what was published (:mod:`bezoar.recipes.paper`); neither is part of an experiment.
     """
 
     name: str
     description: str
     axes: tuple[str, ...]
     cells: tuple[Cell, ...]
+    scale: str = ""
+    claims: tuple[Claim, ...] = ()
 
     @classmethod
     def from_table(
@@ -79,12 +87,15 @@ class Grid:
     ) -> Grid:
         """Check a table as read from TOML: every cell is validated.
 
-        ``seed`` replaces the seed axis; ``settings`` (dotted keys) are set in every cell, after its axes.
+        ``seed`` replaces the seed axis; ``settings`` (dotted keys) are set in every cell, after its axes, and
+        ``settings["scale"]`` chooses a scale.
 
         Raises:
             ConfigError: names the file, the cell and the key.
         """
-        base = {key: value for key, value in table.items() if key != "grid"}
+        written = table.get("grid")
+        table, settings, scale = at_scale(table, settings, source)
+        base = {key: value for key, value in table.items() if key not in ("grid", "paper")}
         axes = table.get("grid")
         if not isinstance(axes, Mapping) or not axes:
             raise ConfigError(f"{source}: no [grid] table; run it with 'bezoar run', or add axes such as seed = [0, 1]")
@@ -93,41 +104,39 @@ class Grid:
         for axis, values in axes.items():
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"{source}: grid.{axis} must be a list of at least one value")
-            if _holds(base, axis):
+            if holds(base, axis):
                 raise ConfigError(f"{source}: {axis} is set above and is an axis of the grid; remove one of them")
-            if axis in (settings or {}):
+            if axis in settings:
                 raise ConfigError(f"{source}: {axis} can not be set, it is an axis of the grid")
         cells = []
         seen: dict[str, str] = {}
         for combination in itertools.product(*axes.values()):
             labels, chosen = {}, {}
             for axis, value in zip(axes, combination, strict=True):
-                labels[axis] = _label(value)
+                labels[axis] = label(value)
                 chosen[axis] = _unlabelled(value)
             title = ", ".join(str(label) for label in labels.values())
-            full = override(_as_tables(override(base, chosen)), settings or {})
+            full = override(_as_tables(override(base, chosen)), settings)
             experiment = Experiment.from_table(full, source=f"{source} [{title}]")
             cell = Cell(labels, experiment)
-            if cell.folder in seen:
-                raise ConfigError(f"{source}: the cells [{seen[cell.folder]}] and [{title}] are the same experiment")
-            seen[cell.folder] = title
+            if cell.key in seen:
+                raise ConfigError(f"{source}: the cells [{seen[cell.key]}] and [{title}] are the same experiment")
+            seen[cell.key] = title
             cells.append(cell)
         first = cells[0].experiment
         for axis in axes:
-            names = [_label(value) for value in axes[axis]]
+            names = [label(value) for value in axes[axis]]
             if len(set(map(str, names))) < len(names):
                 raise ConfigError(f"{source}: grid.{axis}: two values have the same label; add label = ...")
-        return cls(first.name, first.description, tuple(axes), tuple(cells))
+        # A scale may run less than what was published.
+        known = {axis: [str(label(value)) for value in _listed(written, axis) + axes[axis]] for axis in axes}
+        published = claims(table.get("paper"), known, f"{source}: paper")
+        return cls(first.name, first.description, tuple(axes), tuple(cells), scale, published)
 
 
-def _holds(table: Mapping[str, Any], dotted: str) -> bool:
-    """Whether ``table`` has the key."""
-    here: Any = table
-    for step in dotted.split("."):
-        if not isinstance(here, Mapping) or step not in here:
-            return False
-        here = here[step]
-    return True
+def _listed(grid: object, axis: str) -> list[Any]:
+    values = grid.get(axis) if isinstance(grid, Mapping) else None
+    return list(values) if isinstance(values, list) else []
 
 
 def _as_tables(table: dict[str, Any]) -> dict[str, Any]:
@@ -137,15 +146,6 @@ def _as_tables(table: dict[str, Any]) -> dict[str, Any]:
         if isinstance(out.get(section), str):
             out[section] = {key: out[section]}
     return out
-
-
-def _label(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        for key in _NAMING:
-            if key in value:
-                return value[key]
-        raise ConfigError(f"a table on a grid axis needs a label: {dict(value)!r}")
-    return value
 
 
 def _unlabelled(value: Any) -> Any:
@@ -170,6 +170,7 @@ def compare(
     grid: Grid,
     out: str | Path,
     *,
+    cells: str | Path | None = None,
     data_dir: str | Path | None = None,
     device: str = "cpu",
     jobs: int = 1,
@@ -180,28 +181,34 @@ def compare(
 ) -> list[Outcome]:
     """Run all cells of a grid that have not finished yet, then measure distances to unattacked twins.
 
-    A cell is recorded below ``out`` under the hash of its full configuration: cells that have finished are skipped,
-    interrupted ones go on from their checkpoint. A cell that fails does not stop the others. ``jobs`` cells run at a
-    time, in processes of their own that share the processor's threads; ``allocator`` is ``"tuned"`` or
-    ``"default"`` for those processes.
+    A cell is recorded under the hash of its full configuration in the directory ``cells``, by default ``out/cells``:
+    cells that have finished are skipped, interrupted ones go on from their checkpoint. Comparisons that share ``cells``
+    share what they have in common; run them one after the other. A cell that fails does not stop the others. ``jobs``
+    cells run at a time, in processes of their own that share the processor's threads; ``allocator`` is ``"tuned"``
+    or ``"default"`` for those processes.
     """
     folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BezoarError(f"{folder}: can not be written: {error.strerror}") from None
+    store = folder / "cells" if cells is None else Path(cells)
+    for directory in (folder, store):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BezoarError(f"{directory}: can not be written: {error.strerror}") from None
+    below = Path(os.path.relpath(store, folder)).as_posix()
     index = {
         "name": grid.name,
         "description": grid.description,
         "command": command,
+        **({"scale": grid.scale} if grid.scale else {}),
         "axes": list(grid.axes),
-        "cells": [{"labels": cell.labels, "dir": cell.folder} for cell in grid.cells],
+        "cells": [{"labels": cell.labels, "dir": f"{below}/{cell.key}"} for cell in grid.cells],
+        **({"paper": [claim.table() for claim in grid.claims]} if grid.claims else {}),
     }
     write_atomically(folder / "comparison.json", json.dumps(index, indent=2) + "\n")
     outcomes = []
     todo = []
     for cell in grid.cells:
-        summary = read_summary(folder / cell.folder)
+        summary = read_summary(store / cell.key)
         if summary is None:
             todo.append(cell)
             continue
@@ -209,16 +216,16 @@ def compare(
         if finished:
             finished(outcomes[-1])
     if jobs == 1:
-        running = _in_turn(todo, folder, data_dir, device, progress)
+        running = _in_turn(todo, store, data_dir, device, progress)
     else:
-        running = _at_once(todo, folder, data_dir, device, jobs, allocator, progress)
+        running = _at_once(todo, store, data_dir, device, jobs, allocator, progress)
     for outcome in running:
         outcomes.append(outcome)
         if finished:
             finished(outcome)
-    _measure_twins(grid, folder)
+    _measure_twins(grid, store)
     return [
-        outcome if outcome.summary is None else replace(outcome, summary=read_summary(folder / outcome.cell.folder))
+        outcome if outcome.summary is None else replace(outcome, summary=read_summary(store / outcome.cell.key))
         for outcome in outcomes
     ]
 
@@ -226,7 +233,7 @@ def compare(
 def _one(cell: Cell, folder: Path, data_dir: str | Path | None, device: str, progress: Progress | None) -> Outcome:
     try:
         result = run(
-            cell.experiment, folder / cell.folder, data_dir=data_dir, resume=True, device=device, progress=progress
+            cell.experiment, folder / cell.key, data_dir=data_dir, resume=True, device=device, progress=progress
         )
     except Interrupted:
         raise
@@ -278,7 +285,7 @@ def _in_worker(cell: Cell, folder: Path, data_dir: str | Path | None, device: st
             os._exit(1)
         if record["kind"] == "evaluation" or time.monotonic() - last > _NEWS_SECONDS:
             last = time.monotonic()
-            _news.put((cell.folder, plain(record)))
+            _news.put((cell.key, plain(record)))
 
     return _one(cell, folder, data_dir, device, tell)
 
@@ -294,7 +301,7 @@ def _at_once(
 ) -> Iterator[Outcome]:
     spawn = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // jobs)
-    by_folder = {cell.folder: cell for cell in cells}
+    by_folder = {cell.key: cell for cell in cells}
     watchers: dict[str, Progress | None] = {}
     news = spawn.Queue()
     pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(news, threads, allocator))
@@ -329,12 +336,12 @@ def _at_once(
 def _measure_twins(grid: Grid, folder: Path) -> None:
     """Write each attacked cell's distance to the cell that differs only by having no attack."""
     for cell in grid.cells:
-        here = folder / cell.folder
+        here = folder / cell.key
         summary = read_summary(here)
         if cell.experiment.attack is None or summary is None or summary["distance_l2"] is not None:
             continue
-        twin = folder / f"cells/{cell.experiment.without_attack().hash()}"
-        if not (twin / SUMMARY).exists():
+        twin = folder / cell.experiment.without_attack().hash()
+        if not all((twin / name).exists() for name in (SUMMARY, WEIGHTS)) or not (here / WEIGHTS).exists():
             continue
         weights, _ = load_tensors(here / WEIGHTS)
         unattacked, _ = load_tensors(twin / WEIGHTS)

@@ -258,6 +258,7 @@ def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, 
     return {
         "name": experiment.name,
         "seed": experiment.seed,
+        "regime": experiment.regime,
         "rounds": len(records.rounds),
         "parameters": setup.weights.numel(),
         "clients": setup.federation.n,

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bezoar.attacks import DataAttack, Goal, Knowledge, Tests, UpdateAttack
+from bezoar.attacks import ATTACKS, DataAttack, Goal, Knowledge, Tests, UpdateAttack
 from bezoar.clients import CLIENTS, Scratch, check_memory
 from bezoar.data import EpochSampling, Federation, compromised, load, partition
 from bezoar.data.dataset import Dataset, Indices
 from bezoar.errors import ConfigError
 from bezoar.experiments.config import Adversary, Experiment
-from bezoar.models import flatten, make_model
+from bezoar.models import MODELS, flatten, make_model
 from bezoar.seeding import numpy_generator
 from bezoar.updates import Needs
 
@@ -44,6 +44,7 @@ class Setup:
         scratch: a private copy for local training.
         goal: the attackers' test points and wrong labels, None without a targeted attack.
         root: training rows that the server trusts, empty unless the rule uses them.
+        held: how many samples every client counts as holding when cohorts are drawn [n].
         device: where everything is computed.
     """
 
@@ -56,7 +57,16 @@ class Setup:
     scratch: Scratch
     goal: Goal | None
     root: Indices
+    held: Indices
     device: torch.device
+
+    def draw(self, round: int) -> Indices:
+        """The ids of the clients that are drawn for ``round`` (from 1), ascending."""
+        experiment = self.experiment
+        per_round = experiment.adversary.per_round
+        return experiment.sampling.draw(
+            self.federation.n, round - 1, experiment.seed, self.malicious, per_round, self.held
+        )
 
     @property
     def attacker_share(self) -> float:
@@ -105,13 +115,19 @@ def assemble(experiment: Experiment, federation: Federation, malicious: Indices,
     counts = federation.counts()
     if (counts == 0).any():
         raise ConfigError(f"data.partition: client {int((counts == 0).argmax())} has no samples and can not take part")
+    goal = _goal(experiment, dataset, device)
+    held = counts if goal is None else counts.copy()
+    if goal is not None and isinstance(attack, UpdateAttack):
+        # What attackers train on is theirs.
+        held[malicious] = len(goal.labels)
     _at(
         "sampling",
-        lambda: experiment.sampling.draw(federation.n, 0, experiment.seed, malicious, adversary.per_round),
+        lambda: experiment.sampling.draw(federation.n, 0, experiment.seed, malicious, adversary.per_round, held),
     )
     for option in experiment.model.options:
         if option in ("shape", "classes", "seed"):
             raise ConfigError(f"model.{option}: follows from the data set and the experiment's seed; leave it out")
+    _readable(experiment, dataset)
     model = make_model(
         experiment.model.name, dataset.shape, len(dataset.classes), experiment.seed, **experiment.model.options
     ).to(device)
@@ -122,14 +138,28 @@ def assemble(experiment: Experiment, federation: Federation, malicious: Indices,
                 f"statistics that no client sends; use GroupNorm"
             )
     weights = flatten(model)
-    experiment.defence.server.check(weights.numel())
-    _fits(experiment, federation.n, weights)
+    _at("defence.server", lambda: experiment.defence.server.check(weights.numel()))
+    _fits(experiment, held, weights)
     if isinstance(experiment.attack, UpdateAttack) and adversary.knowledge >= Knowledge.DEFENCE:
         update_attack = experiment.attack
         _at("attack", lambda: update_attack.check(experiment.defence.pipeline))
-    goal = _goal(experiment, dataset, device)
     root = _root(experiment, dataset)
-    return Setup(experiment, federation, malicious, sybils, model, weights, Scratch(model), goal, root, device)
+    return Setup(experiment, federation, malicious, sybils, model, weights, Scratch(model), goal, root, held, device)
+
+
+def _readable(experiment: Experiment, dataset: Dataset) -> None:
+    """Raise unless model and attack take what the samples are, numbers or tokens."""
+    tokens, model, attack = dataset.vocabulary is not None, MODELS.get(experiment.model.name), experiment.attack
+    if model is not None and model.tokens != tokens:
+        others = ", ".join(name for name, kind in MODELS.items() if kind.tokens == tokens)
+        what = "tokens" if tokens else "numbers"
+        raise ConfigError(
+            f"model.name: {model.name!r} can not read {dataset.name}, whose samples are {what}: {others} can"
+        )
+    if tokens and experiment.data.augment:
+        raise ConfigError(f"data.augment: {dataset.name} is text and has no augmentation")
+    if tokens and attack is not None and attack.numeric:
+        raise ConfigError(f"attack: {ATTACKS.name(attack)!r} changes inputs that are numbers; {dataset.name} is text")
 
 
 def _malicious(adversary: Adversary, n: int, seed: int) -> Indices:
@@ -143,15 +173,16 @@ def _malicious(adversary: Adversary, n: int, seed: int) -> Indices:
         return np.flatnonzero(~adversary.prior.draw(n, numpy_generator(seed, "honest set"))).astype(np.int64)
     if adversary.count is None and adversary.share is None:
         return np.empty(0, dtype=np.int64)
-    return compromised(n, count=adversary.count, share=adversary.share, seed=seed)
+    last = adversary.which == "last"
+    return compromised(n, count=adversary.count, share=adversary.share, seed=seed, last=last)
 
 
-def _fits(experiment: Experiment, n: int, weights: Tensor) -> None:
+def _fits(experiment: Experiment, held: Indices, weights: Tensor) -> None:
     """Raise unless pipeline, attack and clients fit the cohorts and each other: nobody waits for round 300 to hear."""
     clients, pipeline, sybils = experiment.clients, experiment.defence.pipeline, experiment.adversary.sybils
-    cohort = experiment.sampling.cohort
+    n, cohort = len(held), experiment.sampling.cohort
     d, itemsize = weights.numel(), weights.dtype.itemsize
-    for size in _cohorts(experiment, n):
+    for size in _cohorts(experiment, held):
         _at("defence.pipeline", lambda size=size: pipeline.check(size))  # type: ignore[misc]
     if clients.momentum:
         if cohort < n:
@@ -178,12 +209,16 @@ def _answers(key: str, who: str, missing: Needs, experiment: Experiment, d: int)
         )
 
 
-def _cohorts(experiment: Experiment, n: int) -> set[int]:
+def _cohorts(experiment: Experiment, held: Indices) -> set[int]:
     """The sizes of the cohorts that the run will see."""
     sampling, adversary = experiment.sampling, experiment.adversary
-    cohort = sampling.cohort
-    ends = isinstance(sampling, EpochSampling) and experiment.rounds >= sampling.rounds_per_epoch(n)
-    sizes = {cohort, n % cohort} if ends and n % cohort else {cohort}
+    n, cohort = len(held), sampling.cohort
+    sizes = {cohort}
+    if isinstance(sampling, EpochSampling) and not sampling.skip_tail:
+        if sampling.batch_size:
+            sizes = {len(sampling.draw(n, t, experiment.seed, held=held)) for t in range(experiment.rounds)}
+        elif n % cohort and experiment.rounds >= sampling.rounds_per_epoch(n):
+            sizes = {cohort, n % cohort}
     if not adversary.sybils or experiment.attack is None:
         return sizes
     joined = {size + adversary.sybils for size in sizes}

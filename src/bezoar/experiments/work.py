@@ -151,4 +151,5 @@ def _work(setup: Setup, batch: Batch, lr: float, t: int) -> Work:
         lr,
         t,
         setup.experiment.seed,
+        setup.experiment.sampling.cohort,
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bezoar.errors import ConfigError
+from bezoar.kernels.quiet import take
 from bezoar.kernels.threads import in_threads
 from bezoar.kernels.topk import top_k
 from bezoar.seeding import numpy_generator
@@ -136,9 +137,11 @@ class CountSketch:
 
     def places(self, index: Tensor) -> Tensor:
         """The columns at which the coordinates ``index`` [k] are kept in every row: int64 [r, k]."""
-        starts = torch.from_numpy(self._plan.starts).to(index.device)
-        block, within = index // self.width, index % self.width
-        return (starts[:, block] + within) % self.columns
+        starts = self._plan.starts
+        if index.device.type == "cpu":
+            return torch.from_numpy(self._places(starts, index.numpy()))
+        found: Tensor = self._places(torch.from_numpy(starts).to(index.device), index)
+        return found
 
     def signs(self, index: Tensor) -> Tensor:
         """The signs of the coordinates ``index`` [k] in every row: int8 [r, k]."""
@@ -166,7 +169,10 @@ class CountSketch:
         """
         estimate = self.estimate(table)
         index = top_k(estimate, k)
-        return index, estimate[index]
+        return index, take(estimate, index)
+
+    def _places(self, starts: Any, index: Any) -> Any:
+        return (starts[:, index // self.width] + index % self.width) % self.columns
 
     def _check(self, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
         if tuple(value.shape) != shape or value.dtype not in (torch.float32, torch.float64):

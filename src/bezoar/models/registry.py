@@ -12,17 +12,23 @@ from torch import nn
 
 from bezoar.errors import ConfigError, nearest
 from bezoar.models._checks import whole
+from bezoar.models.lstm import lstm
 from bezoar.models.resnet9 import resnet9
+from bezoar.models.resnet101 import resnet101_layernorm
 from bezoar.models.simple import cnn, linear, mlp
 from bezoar.seeding import derive
 
 
 @dataclass(frozen=True)
 class ModelKind:
-    """A model by name: ``factory(shape, classes, **options)`` and what it is."""
+    """A model by name: ``factory(shape, classes, **options)`` and what it is.
+
+    With ``tokens`` its samples are tokens [N, T] and its classes the vocabulary; otherwise they are numbers.
+    """
 
     name: str
     factory: Callable[..., nn.Module]
+    tokens: bool = False
 
     @property
     def summary(self) -> str:
@@ -38,8 +44,15 @@ class ModelKind:
 
 #: Name in a config -> model.
 MODELS: dict[str, ModelKind] = {
-    name: ModelKind(name, factory)
-    for name, factory in (("linear", linear), ("mlp", mlp), ("cnn", cnn), ("resnet9", resnet9))
+    kind.name: kind
+    for kind in (
+        ModelKind("linear", linear),
+        ModelKind("mlp", mlp),
+        ModelKind("cnn", cnn),
+        ModelKind("resnet9", resnet9),
+        ModelKind("resnet101-layernorm", resnet101_layernorm),
+        ModelKind("lstm", lstm, tokens=True),
+    )
 }
 
 

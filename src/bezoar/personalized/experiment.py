@@ -252,6 +252,8 @@ class _Bench:
 def _prepare(experiment: Equivalence, data_dir: str | Path | None, device: torch.device) -> _Bench:
     config = experiment.data
     dataset = load(config.dataset, data_dir, normalise=config.normalise)
+    if dataset.vocabulary is not None:
+        raise ConfigError(f"data.dataset: {config.dataset} is text; personalised models read numbers")
     needed = config.users * config.samples
     if needed > len(dataset.train):
         raise ConfigError(

@@ -8,6 +8,7 @@
 from bezoar.reports.estimates import Estimate
 from bezoar.reports.page import render, write_report
 from bezoar.reports.plots import plots
+from bezoar.reports.published import Judged, judged, published_table
 from bezoar.reports.records import (
     Cell,
     Comparison,
@@ -40,6 +41,7 @@ __all__ = [
     "Comparison",
     "Estimate",
     "Evaluation",
+    "Judged",
     "Plot",
     "RecordsError",
     "Round",
@@ -50,11 +52,13 @@ __all__ = [
     "adversary_table",
     "communication_table",
     "comparison_table",
+    "judged",
     "load",
     "matrix_table",
     "over_attacks_table",
     "per_class_table",
     "plots",
+    "published_table",
     "render",
     "runs_table",
     "tables",

@@ -1,4 +1,4 @@
-"""Test accuracy against attack accuracy, with the Pareto front."""
+"""Test accuracy against attack accuracy or outsized impact, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bezoar.reports._drawing import Sheet, caption_of, place_labels, series_looks, short
 from bezoar.reports.estimates import Estimate
-from bezoar.reports.rows import Grid
+from bezoar.reports.rows import Grid, Row
 from bezoar.reports.style import GHOST, HALO, MUTED, Look, Panel, Plot
 
 if TYPE_CHECKING:
@@ -23,6 +23,22 @@ _EDGE = 104.0
 
 
 @dataclass(frozen=True)
+class _Across:
+    """What runs from left to right: values times ``factor``, from 0 to ``most``; ``end`` is where the axis ends."""
+
+    title: str
+    factor: float
+    most: float
+
+    @property
+    def end(self) -> float:
+        return 1.04 * self.most
+
+
+_ATTACK = _Across("attack accuracy (%)", 100.0, 100.0)
+
+
+@dataclass(frozen=True)
 class _Point:
     name: str
     number: int
@@ -30,10 +46,11 @@ class _Point:
     test: Estimate
     look: Look
     converged: bool
+    factor: float = 100.0
 
     @property
     def x(self) -> float:
-        return 100 * self.attack.mean
+        return self.factor * self.attack.mean
 
     @property
     def y(self) -> float:
@@ -77,6 +94,46 @@ def plane(g: Grid) -> Plot | None:
     return Plot("plane", "What a defence costs and what it buys", caption, panels, sheet.height)
 
 
+def impact(g: Grid) -> Plot | None:
+    """Test accuracy against outsized impact, all settings in one panel.
+
+    Drawn where the plane of attack accuracies does not show the same: where rows differ in how many points there are to
+    win, or where the paper that the comparison is about measures impact.
+    """
+    look = series_looks(g)
+    known = [
+        (row, o, t)
+        for row in g.rows
+        if (o := row.outsized_impact) is not None and (t := row.test_accuracy_clean) is not None
+    ]
+    known = [(row, o, t) for row, o, t in known if math.isfinite(o.mean + t.mean)]
+    stated = any("oif" in claim.metrics for claim in g.comparison.claims)
+    if len(known) < 2 or not (stated or _unlike([row for row, _, _ in known])):
+        return None
+    points = [
+        _Point(g.series(row), row.number, o, t, look[g.series(row)], row.converged == row.n, 1.0) for row, o, t in known
+    ]
+    across = _Across("outsized impact factor", 1.0, max(1e-9, *(p.x for p in points)))
+    sheet = Sheet(2.65, False)
+    limits = _limits([p.y for p in points])
+    panel = Panel("", partial(_draw, title="", points=points, limits=limits, sheet=sheet, across=across))
+    caption = (
+        "Better is up and to the left. Ringed and joined: the Pareto front. Every point is a row of the table of "
+        "results. Test accuracy without the aux points."
+    )
+    return Plot("impact", "Impact of the attack and accuracy of the model", caption, (panel,), sheet.height)
+
+
+def _unlike(rows: Sequence[Row]) -> bool:
+    """Whether impact is not the same multiple of attack accuracy in all rows."""
+    ratios = [
+        row.outsized_impact.mean / row.attack_accuracy.mean
+        for row in rows
+        if row.outsized_impact is not None and row.attack_accuracy is not None and row.attack_accuracy.mean > 0
+    ]
+    return bool(ratios) and max(ratios) > 1.001 * min(ratios)
+
+
 def pareto(points: Iterable[tuple[float, float]]) -> list[int]:
     """Indices of the points (attack accuracy, test accuracy) than which no other is at least as good on both axes.
 
@@ -107,26 +164,35 @@ def _worst(g: Grid, look: dict[str, Look]) -> list[_Point]:
 
 
 def _draw(
-    figure: FigureBase, *, title: str, points: Sequence[_Point], limits: tuple[float, float], sheet: Sheet
+    figure: FigureBase,
+    *,
+    title: str,
+    points: Sequence[_Point],
+    limits: tuple[float, float],
+    sheet: Sheet,
+    across: _Across = _ATTACK,
 ) -> None:
     sheet.heading(figure, title)
     axes = sheet.axes(figure, 0.38, 0.2, 0.37, sheet.body - 0.37 - 0.2)
     caption_of(axes, "Test accuracy (%)")
-    axes.set_xlabel("attack accuracy (%)", labelpad=1)
-    axes.set_xlim(-4, _EDGE)
-    axes.set_xticks([0, 25, 50, 75, 100])
+    axes.set_xlabel(across.title, labelpad=1)
+    axes.set_xlim(-0.04 * across.most, across.end)
+    if across is _ATTACK:
+        axes.set_xticks([0, 25, 50, 75, 100])
+    else:
+        axes.locator_params(axis="x", nbins=6)
     axes.set_ylim(limits)
     axes.locator_params(axis="y", nbins=6)
     axes.grid(True)
     front = pareto((p.x, p.y) for p in points)
     corners = [(points[i].x, points[i].y) for i in front]
-    axes.plot([*(x for x, _ in corners), _EDGE], [*(y for _, y in corners), corners[-1][1]],
+    axes.plot([*(x for x, _ in corners), across.end], [*(y for _, y in corners), corners[-1][1]],
               drawstyle="steps-post", color=GHOST, lw=1.6, zorder=1)  # fmt: skip
     lines = []
-    for (x, y), (next_x, next_y) in zip(corners, [*corners[1:], (_EDGE, corners[-1][1])], strict=True):
+    for (x, y), (next_x, next_y) in zip(corners, [*corners[1:], (across.end, corners[-1][1])], strict=True):
         lines += [(x, y, next_x, y), (next_x, y, next_x, next_y)]
     for p in points:
-        for x0, y0, x1, y1 in _whiskers(p):
+        for x0, y0, x1, y1 in _whiskers(p, across.most):
             axes.plot([x0, x1], [y0, y1], color=p.look.color, lw=0.7, alpha=0.75, zorder=2)
             lines.append((x0, max(y0, limits[0]), x1, min(y1, limits[1])))
     for i, p in enumerate(points):
@@ -140,17 +206,17 @@ def _draw(
     place_labels(axes, labels, lines, crowded=not every)
 
 
-def _whiskers(p: _Point) -> Iterable[tuple[float, float, float, float]]:
-    """The intervals of a point, as far as they lie in 0 to 100%."""
+def _whiskers(p: _Point, most: float) -> Iterable[tuple[float, float, float, float]]:
+    """The intervals of a point, as far as they lie in 0 to ``most`` and in 0 to 100%."""
 
-    def span(e: Estimate) -> tuple[float, float] | None:
+    def span(e: Estimate, factor: float, most: float) -> tuple[float, float] | None:
         if e.half is None or not math.isfinite(e.half):
             return None
-        return 100 * max(0.0, e.mean - e.half), 100 * min(1.0, e.mean + e.half)
+        return max(0.0, factor * (e.mean - e.half)), min(most, factor * (e.mean + e.half))
 
-    if (across := span(p.attack)) is not None:
+    if (across := span(p.attack, p.factor, most)) is not None:
         yield across[0], p.y, across[1], p.y
-    if (along := span(p.test)) is not None:
+    if (along := span(p.test, 100.0, 100.0)) is not None:
         yield p.x, along[0], p.x, along[1]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from bezoar.reports import plots as figures
 from bezoar.reports import style, words
 from bezoar.reports.estimates import Estimate
+from bezoar.reports.published import published_table
 from bezoar.reports.records import Cell, Comparison, Run, as_comparison, load
 from bezoar.reports.rows import Grid, grid
 from bezoar.reports.tables import (
@@ -57,6 +58,12 @@ DEFINITIONS = (
         "the attack.",
     ),
     (
+        "Regime",
+        "Uncompressed: clients send gradients and the server applies the learning rate. FedAvg: clients train with it "
+        "and send displacements. Adaptive clipping: the clipping radius is multiplied by the round's learning rate. "
+        "Numbers of different regimes can not be compared.",
+    ),
+    (
         "Time per round",
         "Sum of the mean seconds per round spent in the clients, the attack, the aggregation, the server and the "
         "evaluation.",
@@ -88,7 +95,8 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
     out = directory / "report" if out is None else Path(out)
     for folder in (out / "tables", out / "figures"):
         folder.mkdir(parents=True, exist_ok=True)
-    for table in tables(g):
+    published = published_table(g)
+    for table in tables(g) if published is None else (published, *tables(g)):
         (out / "tables" / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8", newline="")
         (out / "tables" / f"{table.name}.tex").write_text(table.latex(), encoding="utf-8", newline="")
     for plot in figures.plots(g):
@@ -121,10 +129,11 @@ def _parts(g: Grid) -> Iterable[str]:
     for targeted in (False, True):
         yield _table_section(g, matrix_table(g, targeted))
     yield _table_section(g, comparison_table(g), "Results at the final round")
+    yield _table_section(g, published_table(g))
     yield _table_section(g, over_attacks_table(g))
     yield _table_section(g, adversary_table(g))
     yield _missing(g.missing, c)
-    for name in ("curves", "plane", "distances", "timing"):
+    for name in ("curves", "plane", "impact", "distances", "timing"):
         if name in plots:
             yield _figure(plots[name])
         if name == "timing":

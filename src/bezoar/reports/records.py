@@ -15,7 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bezoar.errors import BezoarError
+from bezoar.errors import BezoarError, ConfigError
+from bezoar.recipes.paper import Claim, claim
+from bezoar.regime import regime
 
 T = TypeVar("T")
 
@@ -133,6 +135,11 @@ class Run:
         """The resolved configuration, with dotted keys: ``{"server.momentum": 0.9}``."""
         return _flatten(tomllib.loads(self.settings_text))
 
+    @cached_property
+    def regime(self) -> str:
+        """What the run's regime is called; empty if its configuration does not say."""
+        return regime(tomllib.loads(self.settings_text))
+
     @property
     def name(self) -> str:
         """The name in the summary, else in the configuration, else that of the directory."""
@@ -164,7 +171,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A grid of runs over named axes; ``seed`` is the axis that is averaged over."""
+    """A grid of runs over named axes; ``seed`` is the axis that is averaged over.
+
+    ``scale`` is that of its recipe, empty if it has none; ``claims`` are what a paper says of the grid.
+    """
 
     path: Path
     name: str
@@ -173,6 +183,8 @@ class Comparison:
     axes: tuple[str, ...]
     cells: tuple[Cell, ...]
     single: bool = field(default=False)
+    scale: str = ""
+    claims: tuple[Claim, ...] = ()
 
 
 def load(path: str | Path) -> Comparison | Run:
@@ -249,7 +261,17 @@ def _load_comparison(path: Path) -> Comparison:
     if not cells:
         raise RecordsError(f"{file}: a comparison without cells")
     name, description, command = (_text(found.get(key)) for key in ("name", "description", "command"))
-    return Comparison(path, name or path.resolve().name, description, command, axes, tuple(cells))
+    found_claims = found.get("paper", [])
+    if not isinstance(found_claims, list):
+        raise RecordsError(f"{file}: 'paper' is not a list of claims")
+    try:
+        claims = tuple(claim(entry, f"{file}, paper[{i}]") for i, entry in enumerate(found_claims))
+    except ConfigError as error:
+        raise RecordsError(str(error)) from None
+    scale = _text(found.get("scale"))
+    return Comparison(
+        path, name or path.resolve().name, description, command, axes, tuple(cells), scale=scale, claims=claims
+    )
 
 
 def _fetch(found: Mapping[str, Any], key: str, where: object, kind: type) -> Any:

@@ -196,6 +196,31 @@ class Grid:
         return self.attack_axis is None or _plain(row.labels[self.attack_axis]) not in _NO_ATTACK
 
     @cached_property
+    def regimes(self) -> Mapping[str, str]:
+        """The regimes of the runs, and in words where each applies: by the first axis that decides it, else by rows."""
+        runs = [(row, cell, cell.run.regime) for row in self.rows for cell in row.cells if cell.run is not None]
+        known = [(row, cell, name) for row, cell, name in runs if name]
+        names = tuple(dict.fromkeys(name for _, _, name in known))
+        if len(names) < 2:
+            return dict.fromkeys(names, "")
+        for axis in self.axes:
+            found: dict[str, set[str]] = {}
+            for _, cell, name in known:
+                found.setdefault(cell.labels[axis], set()).add(name)
+            if all(len(several) == 1 for several in found.values()):
+                return {
+                    name: f"{axis} " + ", ".join(label for label, one in found.items() if name in one) for name in names
+                }
+        numbers = {name: sorted({row.number for row, _, other in known if other == name}) for name in names}
+        return {name: f"settings {', '.join(map(str, rows))}" for name, rows in numbers.items()}
+
+    @property
+    def regime_note(self) -> str:
+        """A sentence that names the regime, or the regimes and where each applies; empty if the records do not say."""
+        found = [name + (f" ({where})" if where else "") for name, where in self.regimes.items()]
+        return f"Regime: {'; '.join(found)}." if found else ""
+
+    @cached_property
     def missing(self) -> tuple[Cell, ...]:
         """The cells without a finished run."""
         return tuple(cell for cell in self.comparison.cells if cell.state != "finished")

@@ -203,7 +203,7 @@ def comparison_table(records: Comparison | Run | Grid) -> Table:
         (*_labels(g, row), *(reader(row) for reader in readers), _seeds(row), f"{row.converged}/{row.n}")
         for row in g.rows
     )
-    return Table("comparison", "All settings, at the final round", tuple(columns), rows, _notes(g))
+    return _named(g, Table("comparison", "All settings, at the final round", tuple(columns), rows, _notes(g)))
 
 
 def over_attacks_table(records: Comparison | Run | Grid) -> Table | None:
@@ -247,13 +247,14 @@ def over_attacks_table(records: Comparison | Run | Grid) -> Table | None:
         "Test accuracy without the aux points. Worst: the attack with the worst mean over seeds.",
         "Means over attacks use the seeds that finished under every attack.",
     )
-    return Table(
+    table = Table(
         "over_attacks",
         "Mean and worst over attacks",
         tuple(columns[i] for i in keep),
         tuple(tuple(row[i] for i in keep) for row in rows),
         notes,
     )
+    return _named(g, table)
 
 
 def matrix_table(records: Comparison | Run | Grid, targeted: bool = False) -> Table | None:
@@ -293,13 +294,14 @@ def matrix_table(records: Comparison | Run | Grid, targeted: bool = False) -> Ta
         "NaN: training diverged.",
     ]
     what = "Attack accuracy" if targeted else "Test accuracy"
-    return Table(
+    table = Table(
         "matrix_attack" if targeted else "matrix",
         f"{what} by defence and attack at the final round, in %",
         tuple(columns),
         tuple(rows),
         (*notes[: 2 if any(_diverged(entry) for row in rows for entry in row) else 1], *_notes(g)),
     )
+    return _named(g, table)
 
 
 def _diverged(entry: Entry) -> bool:
@@ -346,9 +348,8 @@ def adversary_table(records: Comparison | Run | Grid) -> Table | None:
         )
     columns = (*_label_columns(g), *(column for column, _ in found))
     entries = tuple((*_labels(g, r), *(values[i] for _, values in found)) for i, r in enumerate(g.rows) if r.n)
-    return Table(
-        "adversary", "What the defence noticed, and how far the aggregate went", columns, entries, tuple(notes)
-    )
+    title = "What the defence noticed, and how far the aggregate went"
+    return _named(g, Table("adversary", title, columns, entries, tuple(notes)))
 
 
 def per_class_table(records: Comparison | Run | Grid) -> Table | None:
@@ -361,7 +362,7 @@ def per_class_table(records: Comparison | Run | Grid) -> Table | None:
     rows = tuple(
         (*_labels(g, row), *row.per_class, *([None] * (classes - len(row.per_class)))) for row in g.rows if row.n
     )
-    return Table("per_class", "Accuracy by class, in %", tuple(columns), rows)
+    return _named(g, Table("per_class", "Accuracy by class, in %", tuple(columns), rows))
 
 
 def timing_table(records: Comparison | Run | Grid) -> Table | None:
@@ -383,7 +384,7 @@ def timing_table(records: Comparison | Run | Grid) -> Table | None:
         (*_labels(g, row), *(row.seconds[phase] for phase in PHASES), row.seconds_per_round, total)
         for row, total in zip(timed, totals, strict=True)
     )
-    return Table("timing", "Where the time of a round goes", tuple(columns), rows)
+    return _named(g, Table("timing", "Where the time of a round goes", tuple(columns), rows))
 
 
 def runs_table(records: Comparison | Run | Grid) -> Table:
@@ -417,7 +418,7 @@ def runs_table(records: Comparison | Run | Grid) -> Table:
             )
         labels = (cell.labels[axis] for axis in axes)
         rows.append((*labels, cell.state, rounds, *numbers, skipped, excluded, note, cell.dir))
-    return Table("runs", "Every run by itself", tuple(columns), tuple(rows))
+    return _named(g, Table("runs", "Every run by itself", tuple(columns), tuple(rows)))
 
 
 #: Bytes of a model's parameter as clients send and fetch it (float32).
@@ -452,7 +453,7 @@ def communication_table(records: Comparison | Run | Grid) -> Table | None:
         "or the whole model where that is shorter.",
         *_notes(g),
     )
-    return Table("communication", "What clients send and fetch", columns, entries, notes)
+    return _named(g, Table("communication", "What clients send and fetch", columns, entries, notes))
 
 
 def _of_dense(summary: Summary, amount: float | None) -> float | None:
@@ -485,6 +486,11 @@ def tables(records: Comparison | Run | Grid) -> tuple[Table, ...]:
 
 def _grid(records: Comparison | Run | Grid) -> Grid:
     return records if isinstance(records, Grid) else grid(as_comparison(records))
+
+
+def _named(g: Grid, table: Table) -> Table:
+    """The table with a note that names its regime: numbers of different ones can not be compared."""
+    return replace(table, notes=(*table.notes, g.regime_note)) if g.regime_note else table
 
 
 def _label_columns(g: Grid) -> list[Column]:

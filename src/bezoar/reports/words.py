@@ -18,11 +18,12 @@ def summary(g: Grid) -> list[str]:
     if not rows:
         return [f"None of the {_count(len(g.comparison.cells), 'run')} has finished: there are no results yet."]
     if g.comparison.single:
-        return [_single(g, rows[0]), *_caveats(g)]
+        return [_single(g, rows[0]), *_regime(g), *_caveats(g)]
     attacked = [row for row in rows if g.attacked(row)]
     targeted = [row for row in attacked if row.attack_accuracy is not None]
     return [
         _size(g),
+        *_regime(g),
         *_undefended(g, targeted, attacked),
         *_ranked(g, targeted, lambda row: row.attack_accuracy, 1, "lowest attack accuracy", "worst case"),
         *_ranked(
@@ -42,6 +43,10 @@ def percent(estimate: Estimate) -> str:
     """The estimate as in ``87.2 ± 0.4 %``."""
     half = f" ± {100 * estimate.half:.1f}" if estimate.half is not None and estimate.half == estimate.half else ""
     return f"{100 * estimate.mean:.1f}{half} %"
+
+
+def _regime(g: Grid) -> list[str]:
+    return [g.regime_note] if g.regime_note else []
 
 
 def _size(g: Grid) -> str:

@@ -29,7 +29,8 @@ class Step:
             if self.index is None:
                 weights -= self.values
             else:
-                weights[self.index] -= self.values
+                # Indices are distinct, so that nothing depends on an order.
+                weights.index_add_(0, self.index, self.values, alpha=-1)
 
     def dense(self, d: int) -> Tensor:
         """The step as a vector [d]."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
 from bezoar.kernels.count_sketch import CountSketch
+from bezoar.kernels.quiet import added, clear_, scaled
 from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
 from bezoar.servers.traffic import Traffic, dense, sparse
+
+#: A table of 8 GB in float32; the server keeps two.
+MOST_CELLS = 2**31
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class FetchSGD(Server):
 
     Rothchild et al.: FetchSGD, ICML 2020; Panda et al.: SparseFed, AISTATS 2022, Algorithm 10.
 
+    >>> import torch
     >>> server = FetchSGD(k=1, rows=3, columns=64)
     >>> server.step(torch.tensor([1.0, -2.0, 0.5]), lr=0.1, state={}).dense(3)
     tensor([ 0.0000, -0.2000,  0.0000])
@@ -83,9 +87,16 @@ class FetchSGD(Server):
     def check(self, d: int) -> None:
         if self.count(d) > d:
             raise ConfigError(f"FetchSGD: k={self.k} is more than the model's {d} parameters")
+        if self.cells(d) > MOST_CELLS:
+            raise ConfigError(
+                f"FetchSGD: rows={self.rows} x columns={self.columns} is a table of {self.cells(d)} cells for {d} "
+                f"parameters: at most {MOST_CELLS}"
+            )
 
     def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
-        return self.step_sketched(self.sketch(len(aggregate)).insert(aggregate), len(aggregate), lr, state)
+        d = len(aggregate)
+        self.check(d)
+        return self.step_sketched(self.sketch(d).insert(aggregate), d, lr, state)
 
     def step_sketched(self, table: Tensor, d: int, lr: float, state: State) -> Step:
         """One round from the aggregate's sketch, ``table`` [r, c], as ``sketch(d)`` makes it."""
@@ -93,16 +104,22 @@ class FetchSGD(Server):
         sketch = self.sketch(d)
         entering = lr * table if self.lr_placement == "inside-momentum" else table
         last, remembered = state.get("momentum"), state.get("error")
-        momentum = entering.clone() if last is None else torch.add(entering, last, alpha=self.momentum)
+        momentum = entering.clone() if last is None else added(entering, last, self.momentum)
         scale = lr if self.lr_placement == "inside" else 1.0
-        error = scale * momentum if remembered is None else torch.add(remembered, momentum, alpha=scale)
+        error = scale * momentum if remembered is None else added(remembered, momentum, scale)
         index, moved = sketch.heavy_hitters(error, self.count(d))
         places = sketch.places(index[moved != 0])
         if self.error_masking == "zero":
-            error.scatter_(1, places, 0.0)
+            _clear(error, places)
         else:
             error -= sketch.insert_at(index, moved)
         if self.masking == "zero":
-            momentum.scatter_(1, places, 0.0)
-        step = lr * moved if self.lr_placement == "outside" else moved
+            _clear(momentum, places)
+        step = scaled(moved, lr) if self.lr_placement == "outside" else moved
         return Step(step, index, {"momentum": momentum, "error": error})
+
+
+def _clear(table: Tensor, places: Tensor) -> None:
+    """Set the cells at the columns ``places`` [r, m] of ``table`` [r, c] to zero."""
+    for row, columns in zip(table, places, strict=True):
+        clear_(row, columns)

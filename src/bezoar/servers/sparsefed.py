@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import ConfigError
-from bezoar.kernels.topk import top_k
+from bezoar.kernels.quiet import clear_, scaled, take
+from bezoar.kernels.topk import top_k_filled
 from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
 from bezoar.servers.traffic import Traffic, dense, sparse
 
@@ -64,29 +66,53 @@ class SparseFed(Server):
 
     def entering(self, aggregate: Tensor, lr: float, state: State) -> Tensor:
         """The vector W [d] of which :meth:`step` would move the k largest entries; nothing is changed."""
-        return self._memory(aggregate, lr, state)[1]
+        error = torch.empty_like(aggregate)
+        self._remember(lambda vector: vector, aggregate, lr, state, torch.empty_like(aggregate), error)
+        return error
 
-    def _memory(self, aggregate: Tensor, lr: float, state: State) -> tuple[Tensor, Tensor]:
-        """R and W [d] before anything moves, as tensors of their own."""
-        entering = lr * aggregate if self.lr_placement == "inside-momentum" else aggregate
-        last = state.get("momentum")
-        momentum = entering.clone() if last is None else torch.add(entering, last, alpha=self.momentum)
+    def _remember(
+        self,
+        pick: Callable[[Tensor], Tensor],
+        aggregate: Tensor,
+        lr: float,
+        state: State,
+        momentum: Tensor,
+        error: Tensor,
+    ) -> None:
+        """Write R and W, before anything moves, of the coordinates that ``pick`` takes out of a vector [d]."""
+        entering, last, remembered = pick(aggregate), state.get("momentum"), state.get("error")
+        if self.lr_placement == "inside-momentum":
+            entering = lr * entering
+        if last is None:
+            momentum.copy_(entering)
+        else:
+            torch.add(entering, pick(last), alpha=self.momentum, out=momentum)
         fed = momentum if self.error_input == "momentum" else entering
         scale = lr if self.lr_placement == "inside" else 1.0
-        remembered = state.get("error")
-        error = scale * fed if remembered is None else torch.add(remembered, fed, alpha=scale)
-        return momentum, error
+        if remembered is None:
+            torch.mul(fed, scale, out=error)
+        else:
+            torch.add(pick(remembered), fed, alpha=scale, out=error)
 
     def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
-        d = len(aggregate)
-        self.check(d)
-        momentum, error = self._memory(aggregate, lr, state)
-        index = top_k(error, self.count(d))
-        moved = error[index]
-        error[index] = 0
+        self.check(len(aggregate))
+        momentum, error = torch.empty_like(aggregate), torch.empty_like(aggregate)
+
+        def fill(start: int, stop: int) -> None:
+            some = slice(start, stop)
+            self._remember(lambda vector: vector[some], aggregate, lr, state, momentum[some], error[some])
+
+        def at(index: Tensor) -> Tensor:
+            found = torch.empty_like(index, dtype=error.dtype)
+            self._remember(lambda vector: take(vector, index), aggregate, lr, state, torch.empty_like(found), found)
+            return found
+
+        index = top_k_filled(error, self.count(len(aggregate)), fill, at)
+        moved = take(error, index)
+        clear_(error, index)
         if self.masking == "zero":
-            momentum[index] = 0
+            clear_(momentum, index)
         elif self.masking == "subtract":
             momentum[index] -= moved
-        step = lr * moved if self.lr_placement == "outside" else moved
+        step = scaled(moved, lr) if self.lr_placement == "outside" else moved
         return Step(step, index, {"momentum": momentum, "error": error})

@@ -21,7 +21,7 @@ from bezoar.certify.radius import (
     update_bound,
 )
 from bezoar.experiments.certificates._covered import Server
-from bezoar.experiments.certificates._facts import Fact, Regression
+from bezoar.experiments.certificates._facts import Fact
 
 #: Room for the rounding of float32 updates when asking whether clipping binds.
 _ROUNDING = 1e-5
@@ -133,6 +133,3 @@ def reach(facts: Sequence[Fact], server: Server) -> tuple[float, ...]:
     update = update_bound(max(fact.radius for fact in facts), server.d, server.momentum)
     rate = guaranteed_loss_rate(server.k, server.d) if server.sparse else 0.0
     return log_reach([fact.lr for fact in facts], rate, update)
-
-
-__all__ = ["March", "Regression", "clipped", "convex", "march", "reach"]

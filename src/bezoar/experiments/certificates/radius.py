@@ -14,19 +14,17 @@ from bezoar.certify.lipschitz import lower_estimate
 from bezoar.certify.radius import guaranteed_loss_rate, invalid_below_lr_one
 from bezoar.errors import ConfigError, UnsupportedError
 from bezoar.experiments.certificates import _bounds, _words
-from bezoar.experiments.certificates._bounds import March
 from bezoar.experiments.certificates._cell import Cell
 from bezoar.experiments.certificates._covered import Server, check_covered, describe, with_k
 from bezoar.experiments.certificates._facts import Fact, Facts, is_softmax_regression, mean_update, rounds
 from bezoar.experiments.certificates._figure import radius_plot
-from bezoar.experiments.certificates._predictions import Predictions, predictions
+from bezoar.experiments.certificates._predictions import predictions
+from bezoar.experiments.certificates._record import round_records, summary
 from bezoar.experiments.certificates._search import search
 from bezoar.experiments.certificates.base import Outcome, Request
 from bezoar.experiments.config import Experiment
 from bezoar.experiments.setup import Setup, prepare
 from bezoar.seeding import generator
-
-LOG10 = math.log(10)
 
 
 def certify(request: Request) -> Outcome:
@@ -52,8 +50,8 @@ def certify(request: Request) -> Outcome:
         )
     words = _words.words(cells, request.c is not None)
     tables = (_words.table(cells), *(tried for cell in cells if (tried := _words.search_table(cell)) is not None))
-    records = tuple(record for cell in cells for record in _round_records(cell, range(len(cell.facts))))
-    return Outcome(_record(cells, words), tables, words, (radius_plot(cells),), records)
+    records = tuple(record for cell in cells for record in round_records(cell, range(len(cell.facts))))
+    return Outcome(summary(cells, words), tables, words, (radius_plot(cells),), records)
 
 
 def _cell(request: Request, experiment: Experiment) -> Cell:
@@ -171,82 +169,3 @@ def _bounded(
     estimated = c is not None and request.c is None
     reach = _bounds.reach(facts, server)
     return Cell(server, facts, c, always, conditional, convex, reach, invalid, estimated=estimated)
-
-
-def _record(cells: Sequence[Cell], words: Sequence[str]) -> dict[str, Any]:
-    return {"method": "radius", "cells": [_cell_record(cell) for cell in cells], "words": list(words)}
-
-
-def _cell_record(cell: Cell) -> dict[str, Any]:
-    sure, found, sparse = cell.predictions, cell.search, cell.server.sparse
-    return {
-        "k": cell.server.k,
-        "parameters": cell.server.d,
-        "width": cell.server.width,
-        "momentum": cell.server.momentum,
-        "c": cell.c,
-        "c_is_a_lower_estimate": cell.estimated,
-        "loss_rate_guaranteed": guaranteed_loss_rate(cell.server.k, cell.server.d) if sparse else 0.0,
-        "loss_rate_measured": max([*cell.loss_rates[0], *cell.loss_rates[1]], default=None),
-        "gamma": None if cell.always is None else cell.always.gamma,
-        "gamma_if_loss_rate_is_as_measured": None if cell.if_measured is None else cell.if_measured.gamma,
-        "moved_l1": cell.moved,
-        "vacuous": _words.vacuous(cell),
-        "log10_of_the_invalid_closed_form": None if cell.invalid is None else cell.invalid / LOG10,
-        "end": next(iter(_round_records(cell, [len(cell.facts) - 1]))),
-        "predictions": None if sure is None else _predictions_record(sure),
-        "search": None if found is None else found.record(),
-    }
-
-
-def _round_records(cell: Cell, chosen: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """One record a round; radii as decimal logarithms (null: zero), what was not measured or does not hold is null."""
-
-    def of(march: March | None, name: str, t: int) -> float | None:
-        return None if march is None else getattr(march, name)[t]
-
-    def ten(march: March | None, t: int) -> float | None:
-        return None if march is None else march.log_radius[t] / LOG10
-
-    def measured(values: Sequence[float], t: int) -> float | None:
-        return values[t] if values else None
-
-    for t in chosen:
-        fact = cell.facts[t]
-        yield {
-            "k": cell.server.k,
-            "round": fact.round,
-            "lr": fact.lr,
-            "attackers": fact.attackers,
-            "cohort": fact.cohort,
-            "radius": fact.radius,
-            "longest_honest_update": None if fact.norms is None else fact.honest,
-            "mean_update_l2": fact.update,
-            "memory_l2": fact.memory,
-            "growth_l1": of(cell.always, "growth", t),
-            "rho_l1": of(cell.always, "rho", t),
-            "clipped_growth_l2": of(cell.convex, "growth", t),
-            "rho_l2": of(cell.convex, "rho", t),
-            "loss_rate_clean": measured(cell.loss_rates[0], t),
-            "loss_rate_poisoned": measured(cell.loss_rates[1], t),
-            "log10_recurrence_l1": ten(cell.always, t),
-            "log10_recurrence_l1_if_loss_rate_is_as_measured": ten(cell.if_measured, t),
-            "log10_reach_l1": cell.reach[t] / LOG10,
-            "log10_bound_l1": cell.bound[t] / LOG10,
-            "log10_bound_l2": ten(cell.convex, t),
-            "distance_l1": measured(cell.distances[0], t),
-            "distance_l2": measured(cell.distances[1], t),
-        }
-
-
-def _predictions_record(sure: Predictions) -> dict[str, Any]:
-    return {
-        "test_points": len(sure.right),
-        "certified": _words.share(sure.any),
-        "certified_l1": _words.share(sure.l1),
-        "certified_l2": _words.share(sure.l2),
-        "certified_and_right": _words.share(sure.any & sure.right),
-        "accuracy": _words.share(sure.right),
-        "flipped": _words.share(sure.flipped),
-        "certified_but_flipped": int((sure.flipped & sure.any).sum()),
-    }

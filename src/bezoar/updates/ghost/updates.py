@@ -163,11 +163,13 @@ class GhostUpdates(Updates):
         waiting: list[Tensor] = []
         start = stop = 0
         bytes_per_column = len(self) * self.dtype.itemsize
+        # Only while somebody else has the word can parameters change: not for every one of hundreds of layers.
+        self._watch.check()
         for part in self._parts:
-            self._watch.check()
             for _, _, values in part.slices(max_bytes):
                 if waiting and (stop - start + values.shape[1]) * bytes_per_column > max_bytes:
                     yield self._block(start, stop, waiting)
+                    self._watch.check()
                     waiting, start = [], stop
                 waiting.append(values)
                 stop += values.shape[1]

@@ -46,7 +46,7 @@ def small(name: str) -> Grid:
 
 
 def test_every_recipe_has_a_small_version_and_a_description() -> None:
-    assert set(SMALL) | set(PERSONALIZED) | set(SINGLE) == set(recipes())
+    assert set(SMALL) | set(PERSONALIZED) | set(SINGLE) == {name for name in recipes() if "/" not in name}
     assert all(read_toml(path)["description"] for path in recipes().values())
 
 
@@ -109,3 +109,18 @@ def test_quickstart_small() -> None:
 def test_unknown_recipes_name_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
         find("quickstat")
+    with pytest.raises(ConfigError, match="did you mean 'sparsefed/table-3a'"):
+        find("sparsefed/table3a")
+    with pytest.raises(ConfigError, match="no such file"):
+        find("elsewhere/table-2")
+
+
+def test_recipes_of_a_folder_come_in_the_order_of_their_numbers() -> None:
+    names = [name for name in recipes() if name.startswith("sparsefed/table")]
+    assert names.index("sparsefed/table-2") < names.index("sparsefed/table-4") < names.index("sparsefed/table-11")
+    assert list(recipes())[-1].startswith("sparsefed/")
+
+
+def test_a_shared_recipe_is_found_by_each_of_its_names() -> None:
+    assert find("sparsefed/table-10") == find("sparsefed/table-3b")
+    assert "sparsefed/table-10" not in recipes()

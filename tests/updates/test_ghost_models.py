@@ -1,0 +1,49 @@
+"""Whole models for which per-client gradients need more than one layer's form: recurrent, normalised, tied."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bezoar.models import make_model
+from bezoar.updates import client_gradients
+from bezoar.updates.ghost import GhostUpdates
+
+__all__ = ["one_thread"]
+from tests.updates.test_gradients import RAGGED, check, close, losses, one_thread, oracle
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EVEN = torch.arange(8) // 2
+
+
+def tokens(n: int, length: int, names: int) -> torch.Tensor:
+    return torch.randint(names, (n, length), generator=torch.Generator().manual_seed(n))
+
+
+@pytest.mark.parametrize("clients", [RAGGED, EVEN], ids=["ragged", "even"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("length", "hidden", "layers"), [(6, 3, 2), (1, 4, 1), (2, 12, 1)])
+def test_lstm(length: int, hidden: int, layers: int, dtype: torch.dtype, clients: torch.Tensor) -> None:
+    model = make_model("lstm", (length,), 7, 0, embedding=3, hidden=hidden, layers=layers).to(dtype)
+    assert isinstance(check(model, tokens(len(clients), length, 7), clients), GhostUpdates)
+
+
+def test_resnet101_with_layer_norm() -> None:
+    clients = torch.tensor([5, 2, 5])
+    model = make_model("resnet101-layernorm", (1, 9, 8), 3, 0, width=2).double()
+    images = torch.randn(3, 1, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 2, 1])
+    updates = client_gradients(model, losses, images, targets, clients, "ghost")
+    assert isinstance(updates, GhostUpdates)
+    rows = oracle(model, images, targets, clients)
+    close(updates.squared_norms(), rows.square().sum(1), 1e-9)
+    close(updates.materialise(), rows, 1e-9)
+    weights = torch.tensor([0.5, -1.0], dtype=torch.float64)
+    close(updates.combine(weights), weights @ rows, 1e-9)
+
+
+def test_a_tied_table_is_taken_client_by_client() -> None:
+    model = make_model("lstm", (5,), 7, 0, embedding=4, hidden=4, tied=True).double()
+    with pytest.warns(UserWarning, match="one client at a time"):
+        check(model, tokens(len(EVEN), 5, 7), EVEN, "auto")
