@@ -5,6 +5,7 @@
 1.0
 """
 
+from bezoar.certify.choose_k import LossCurve, choose_k, loss_curve
 from bezoar.certify.constants import breakdown, constants, kappa
 from bezoar.certify.convergence import contraction, ef_sgd_bound, ef_sgd_lr
 from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, label_divergence, total_shift
@@ -30,12 +31,14 @@ __all__ = [
     "ABSTAINED",
     "Certified",
     "Dilemma",
+    "LossCurve",
     "NoisyRound",
     "aggregation_floor",
     "all_subsets",
     "breakdown",
     "certified",
     "certified_labels",
+    "choose_k",
     "constants",
     "contraction",
     "count_votes",
@@ -59,6 +62,7 @@ __all__ = [
     "learning_floor",
     "log_radius",
     "log_reach",
+    "loss_curve",
     "lower_estimate",
     "poison_bound",
     "random_subsets",
