@@ -120,7 +120,8 @@ def _pixels(x: list[Any], where: str) -> NDArray[np.uint8]:
     if not (values.min() >= 0 and values.max() <= 1):
         wrong = int(np.argwhere(~((values >= 0) & (values <= 1)).all(1))[0, 0])
         raise DataError(f"{where}: x[{wrong}] must hold grey values from 0 to 1")
-    return np.rint(values * 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+    return grey
 
 
 def _classes(y: list[Any], where: str) -> NDArray[np.int64]:
