@@ -119,8 +119,8 @@ def assemble(experiment: Experiment, federation: Federation, malicious: Indices,
     _readable(experiment, dataset)
     goal = _goal(experiment, dataset, device)
     held = counts if goal is None else counts.copy()
-    if goal is not None and isinstance(attack, UpdateAttack):
-        # What attackers train on is theirs.
+    if goal is not None and isinstance(attack, UpdateAttack) and not attack.trains:
+        # Attackers who train on the aux points have these; those who poison their own samples have as many as before.
         held[malicious] = len(goal.labels)
     _at(
         "sampling",
