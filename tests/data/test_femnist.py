@@ -127,14 +127,19 @@ def test_the_split_that_leaf_made_is_kept(tmp_path: Path) -> None:
         (lambda t: t["user_data"]["f0000_14"]["x"][3].__setitem__(5, 1.5), r"x\[3\] must hold grey values from 0 to 1"),
         (lambda t: t["user_data"]["f0000_14"]["x"][3].__setitem__(5, float("nan")), r"x\[3\] must hold grey values"),
         (lambda t: t["user_data"]["f0000_14"]["x"][3].__setitem__(5, "white"), "x must hold numbers"),
+        (lambda t: t["user_data"]["f0000_14"]["x"][3].__setitem__(5, "0.5"), "x must hold numbers"),
+        (lambda t: t["user_data"]["f0000_14"]["x"][3].__setitem__(5, 10**400), "x must hold numbers"),
+        (lambda t: t["user_data"]["f0000_14"].update(x=[[[0.5]] * 784] * 34), "x must hold numbers, 784 an image"),
         (lambda t: t["user_data"]["f0000_14"]["y"].__setitem__(1, 62), r"y\[1\] must be a class 0\.\.61, got 62"),
         (lambda t: t["user_data"]["f0000_14"]["y"].__setitem__(1, True), r"y\[1\] must be a class"),
         (lambda t: t["num_samples"].__setitem__(1, 5), "num_samples says 5, there are 34"),
         (lambda t: t["num_samples"].pop(), "num_samples has 2 entries for 3 users"),
+        (lambda t: t["users"].__setitem__(1, ["f9"]), r"users\[1\] must be a name, got \['f9'\]"),
         (lambda t: t["users"].__setitem__(1, "f9"), "user 'f9': user_data needs"),
         (lambda t: t["users"].__setitem__(1, t["users"][0]), "stands in all_data_0.json already"),
         (lambda t: t.pop("users"), "not a file of LEAF's"),
         (lambda t: t.update(users=[], num_samples=[]), "there are no samples"),
+        (lambda t: t.update(table(["f0000_14"], slice(5))), "no writer has six images"),
     ],
 )
 def test_damaged_files_are_told(tmp_path: Path, edit: Any, words: str) -> None:
@@ -151,6 +156,7 @@ def test_damaged_files_are_told(tmp_path: Path, edit: Any, words: str) -> None:
         ({"writer_id": lambda n: pa.array(range(n))}, "'writer_id' must hold names only, not int64"),
         ({"writer_id": lambda n: pa.array([None] * n, pa.string())}, "and 38 nulls|and 54 nulls"),
         ({"character": lambda n: pa.array([62] * n)}, r"must have labels in 0\.\.61"),
+        ({"image": lambda n: pa.array([{"bytes": "text", "path": None}] * n)}, "bytes have type string; needs binary"),
         ({"image": lambda n: pa.array([{"bytes": b"", "path": None}] * n)}, "not a readable PNG"),
     ],
 )

@@ -265,6 +265,27 @@ def test_the_vocabulary_are_the_most_frequent_words_ties_by_the_alphabet(tmp_pat
     assert len(text.train) == 11 - 2
 
 
+@pytest.mark.parametrize("write", [jsonl, leaf])
+def test_the_order_of_users_in_a_file_does_not_matter(tmp_path: Path, write: Any) -> None:
+    texts = []
+    for name, order in (("a", [0, 1, 2]), ("b", [1, 0, 2]), ("c", [0, 2, 1])):
+        (tmp_path / name).mkdir()
+        posts = {"train": [POSTS["train"][i] for i in order], "test": POSTS["test"]}
+        texts.append(load("reddit", write(tmp_path / name, posts)))
+    for text in texts[1:]:
+        assert text.classes == texts[0].classes
+        assert torch.equal(text.batch(text.train, slice(None)), texts[0].batch(texts[0].train, slice(None)))
+        assert torch.equal(text.train.targets, texts[0].train.targets)
+        assert np.array_equal(text.natural["user"], texts[0].natural["user"])
+
+
+@pytest.mark.parametrize("write", [jsonl, leaf])
+def test_marks_in_small_letters_are_no_words(tmp_path: Path, write: Any) -> None:
+    text = load("reddit", write(tmp_path, {"train": [("u", "a <pad> b <unk>")], "test": [("u", "a b")]}))
+    assert text.classes == ("<pad>", "<unk>", "<eos>", "a", "b")
+    assert [text.classes[target] for target in text.train.targets] == ["a", "b", "<eos>"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

@@ -218,6 +218,15 @@ def test_clients_claim_what_they_train_on_whatever_the_batch(batch_size: int, mo
     assert {client: doubled[client] for client in plain if client != 3} == {c: v for c, v in plain.items() if c != 3}
 
 
+@pytest.mark.parametrize(
+    ("attack", "counted"), [({"kind": "pgd", "aux": 10}, 10), ("model-replacement", 2), ({"kind": "semantic"}, 2)]
+)
+def test_attackers_count_with_what_they_train_on(attack: Any, counted: int) -> None:
+    epoch = {"kind": "epoch", "cohort": 20, "batch_size": 1}
+    setup = prepare(tiny(attack=attack, adversary={"clients": [5]}, sampling=epoch), None, torch.device("cpu"))
+    assert setup.held.tolist() == [counted if client == 5 else 2 for client in range(600)]
+
+
 def test_copies_of_samples_change_no_mean_gradient() -> None:
     unweighted: dict[str, Any] = {"defence": {"pipeline": ["mean"]}, "rounds": 2}
     plain = spied(**unweighted, attack={"kind": "none"}, adversary={"count": 0})

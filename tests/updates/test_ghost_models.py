@@ -29,6 +29,11 @@ def test_lstm(length: int, hidden: int, layers: int, dtype: torch.dtype, clients
     assert isinstance(check(model, tokens(len(clients), length, 7), clients), GhostUpdates)
 
 
+def test_lstm_of_one_sample() -> None:
+    model = make_model("lstm", (4,), 7, 0, embedding=3, hidden=5).double()
+    assert isinstance(check(model, tokens(1, 4, 7), torch.tensor([3])), GhostUpdates)
+
+
 def test_resnet101_with_layer_norm() -> None:
     clients = torch.tensor([5, 2, 5])
     model = make_model("resnet101-layernorm", (1, 9, 8), 3, 0, width=2).double()

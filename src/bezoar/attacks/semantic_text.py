@@ -27,9 +27,10 @@ class SemanticText(DataAttack):
     ``poisoning_ratio`` is poisoned, to the nearest count, the same ones in every round: the end of its context is
     overwritten with the phrase and the first j tokens of the target, and its label is the next one; j is drawn for
     each. The goal are the same endings, with every j, on ``contexts`` test samples: attack accuracy is the share of the
-    target's tokens that the model writes when those before are right. The test samples themselves stay as they are, so
-    that the clean test accuracy counts all of them. With ``model-replacement``, whose ``poison`` it can be, it is the
-    attack of the paper.
+    target's tokens that the model writes when those before are right. An honest model writes some of them, too, above
+    all characters: a run with ``adversary.start`` after its last round tells how many. The test samples themselves stay
+    as they are, so that the clean test accuracy counts all of them. With ``model-replacement``, whose ``poison`` it can
+    be, it is the attack of the paper.
 
     Knows: its own samples.
     Cost: one copy of the attackers' samples.

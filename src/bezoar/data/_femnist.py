@@ -62,6 +62,8 @@ def load_femnist(folder: Path, verify: bool) -> Dataset | None:
     if whole is None:
         return None
     in_test = _in_test(whole[2])
+    if not in_test.any():
+        raise DataError(f"{files[0]}: no writer has six images, of which a tenth, rounded, would be test data")
     images, labels, writers = whole
     return _dataset(
         (images[~in_test], labels[~in_test], writers[~in_test]), (images[in_test], labels[in_test], writers[in_test])
@@ -107,13 +109,19 @@ def _pixels(x: list[Any], where: str) -> NDArray[np.uint8]:
         if not isinstance(image, list) or len(image) != 784:
             raise DataError(f"{where}: x[{place}] must be 784 numbers (28x28)")
     try:
-        values = np.array(x, dtype=np.float64).reshape(len(x), 784)
-    except (TypeError, ValueError) as error:
+        values = np.array(x)
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{where}: x must hold numbers ({error})") from error
-    if len(values) and not (values.min() >= 0 and values.max() <= 1):
+    if not len(values):
+        return np.empty((0, 784), dtype=np.uint8)
+    if values.dtype.kind not in "iuf" or values.shape != (len(x), 784):
+        # Not what numpy would make numbers of: texts, booleans, lists of one.
+        raise DataError(f"{where}: x must hold numbers, 784 an image, and nothing else")
+    if not (values.min() >= 0 and values.max() <= 1):
         wrong = int(np.argwhere(~((values >= 0) & (values <= 1)).all(1))[0, 0])
         raise DataError(f"{where}: x[{wrong}] must hold grey values from 0 to 1")
-    return np.rint(values * 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+    return grey
 
 
 def _classes(y: list[Any], where: str) -> NDArray[np.int64]:

@@ -99,6 +99,8 @@ def _decode(column: pa.ChunkedArray, where: object, images: ImageSet) -> NDArray
     if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
         raise DataError(f"{where}: images have type {column.type}; needs struct{{bytes, path}}")
     encoded = column.combine_chunks().field("bytes")
+    if not (pa.types.is_binary(encoded.type) or pa.types.is_large_binary(encoded.type)):
+        raise DataError(f"{where}: images' bytes have type {encoded.type}; needs binary")
     pixels = np.empty((len(encoded), *images.shape), dtype=np.uint8)
 
     def chunk(start: int) -> None:

@@ -23,6 +23,8 @@ def read_users(paths: Sequence[Path], counted: bool = True) -> Iterator[tuple[st
         if len(counts) != len(table["users"]):
             raise DataError(f"{path}: num_samples has {len(counts)} entries for {len(table['users'])} users")
         for place, user in enumerate(table["users"]):
+            if not isinstance(user, str):
+                raise DataError(f"{path}: users[{place}] must be a name, got {user!r:.80}")
             where = f"{path}: user {user!r}"
             if user in seen:
                 raise DataError(f"{where} stands in {seen[user].name} already")

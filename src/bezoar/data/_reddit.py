@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,10 @@ _SPECIAL = (PADDING, UNKNOWN, END)
 #: LEAF's marks: what they are here, None for those that are left out.
 _MARKS = {"<BOS>": None, "<PAD>": None, "<EOS>": END, "<UNK>": UNKNOWN}
 
-#: User -> that user's words, every post ended by END.
-_Posts = dict[str, list[str]]
+#: User -> that user's words, every post ended by END, by number: the text itself would take ten times the memory.
+_Posts: TypeAlias = "dict[str, array[int]]"
+#: Word -> its number, in the order of the files.
+_Numbers = dict[str, int]
 
 
 def load_reddit(folder: Path, verify: bool, words: int = WORDS) -> Dataset | None:
@@ -52,14 +54,15 @@ def load_reddit(folder: Path, verify: bool, words: int = WORDS) -> Dataset | Non
     found = {half: matching(folder, patterns) for half, patterns in _PATTERNS.items()}
     if not all(found.values()):
         return None
-    train, test = (_posts(found[half]) for half in ("train", "test"))
-    counts = Counter(word for posts in train.values() for word in posts)
-    for special in _SPECIAL:
-        counts.pop(special, None)
-    frequent = sorted(counts, key=lambda word: (-counts[word], word))[:words]
-    vocabulary = Vocabulary((*_SPECIAL, *frequent), "word")
-    inputs, user = _windows(train, vocabulary)
-    held_out, _ = _windows(test, vocabulary)
+    numbers: _Numbers = {}
+    train, test = (_posts(found[half], numbers) for half in ("train", "test"))
+    vocabulary = Vocabulary((*_SPECIAL, *_frequent(train, numbers)[:words]), "word")
+    tokens = np.full(len(numbers), vocabulary.places[UNKNOWN], dtype=np.int32)
+    for token, name in enumerate(vocabulary.names):
+        if name in numbers:
+            tokens[numbers[name]] = token
+    inputs, user = _windows(train, tokens, vocabulary)
+    held_out, _ = _windows(test, tokens, vocabulary)
     for half, windows in (("train", inputs), ("test", held_out)):
         if not len(windows):
             raise DataError(f"{found[half][0]}: there is no word to predict in the {half} posts")
@@ -75,19 +78,30 @@ def load_reddit(folder: Path, verify: bool, words: int = WORDS) -> Dataset | Non
     )
 
 
-def _windows(posts: _Posts, vocabulary: Vocabulary) -> tuple[Windows, NDArray[np.int64]]:
-    places, unknown, padding = vocabulary.places, vocabulary.places[UNKNOWN], vocabulary.places[PADDING]
-    texts = [np.array([places.get(word, unknown) for word in posts[user]], dtype=np.int32) for user in sorted(posts)]
+def _frequent(posts: _Posts, numbers: _Numbers) -> list[str]:
+    """The words of ``posts``, the most frequent ones first, ties in the order of the alphabet."""
+    counts = np.zeros(len(numbers), dtype=np.int64)
+    for text in posts.values():
+        np.add.at(counts, np.asarray(text), 1)
+    often = dict(zip(numbers, counts.tolist(), strict=True))
+    return sorted(
+        (word for word, count in often.items() if count and word not in _SPECIAL), key=lambda word: (-often[word], word)
+    )
+
+
+def _windows(posts: _Posts, tokens: NDArray[np.int32], vocabulary: Vocabulary) -> tuple[Windows, NDArray[np.int64]]:
+    unknown, padding = vocabulary.places[UNKNOWN], vocabulary.places[PADDING]
+    texts = [tokens[np.asarray(posts[user])] for user in sorted(posts)]
     windows, user = Corpus.of(texts, vocabulary, before=[padding] * LENGTH).windows(LENGTH)
     known = windows.next != unknown
     return Windows(windows.tokens, windows.ends[known], LENGTH), user[known.numpy()]
 
 
-def _posts(paths: list[Path]) -> _Posts:
+def _posts(paths: list[Path], numbers: _Numbers) -> _Posts:
     read = {".json": _leaf, ".jsonl": _lines, ".parquet": _parquet}[paths[0].suffix]
     posts: _Posts = {}
     for user, words in read(paths):
-        posts.setdefault(user, []).extend(words)
+        posts.setdefault(user, array("i")).extend(numbers.setdefault(word, len(numbers)) for word in words)
     return posts
 
 
@@ -109,7 +123,7 @@ def _strings(row: list[Any], where: str) -> list[str]:
 def _marked(words: Iterable[str]) -> Iterator[str]:
     for word in words:
         mark = _MARKS.get(word, word.lower())
-        if mark is not None:
+        if mark is not None and mark != PADDING:
             yield mark
 
 

@@ -115,10 +115,12 @@ def assemble(experiment: Experiment, federation: Federation, malicious: Indices,
     counts = federation.counts()
     if (counts == 0).any():
         raise ConfigError(f"data.partition: client {int((counts == 0).argmax())} has no samples and can not take part")
+    # Before the goal, which an attack would try to make of samples that it can not read.
+    _readable(experiment, dataset)
     goal = _goal(experiment, dataset, device)
     held = counts if goal is None else counts.copy()
-    if goal is not None and isinstance(attack, UpdateAttack):
-        # What attackers train on is theirs.
+    if goal is not None and isinstance(attack, UpdateAttack) and not attack.trains:
+        # Attackers who train on the aux points have these; those who poison their own samples have as many as before.
         held[malicious] = len(goal.labels)
     _at(
         "sampling",
@@ -127,7 +129,6 @@ def assemble(experiment: Experiment, federation: Federation, malicious: Indices,
     for option in experiment.model.options:
         if option in ("shape", "classes", "seed"):
             raise ConfigError(f"model.{option}: follows from the data set and the experiment's seed; leave it out")
-    _readable(experiment, dataset)
     model = make_model(
         experiment.model.name, dataset.shape, len(dataset.classes), experiment.seed, **experiment.model.options
     ).to(device)

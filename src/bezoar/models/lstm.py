@@ -73,8 +73,9 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, gates: Tensor, cell: Tensor) -> Any:
         active, hidden = torch.sigmoid(gates), cell.shape[1]
         g = active[:, 2 * hidden : 3 * hidden]
-        # Activations are vectorised where memory is contiguous.
-        g.copy_(gates[:, 2 * hidden : 3 * hidden].contiguous().tanh_())
+        # Activations are vectorised where memory is contiguous. Always a copy: the slice of a single row is contiguous
+        # itself, and what it was cut from must stay.
+        g.copy_(gates[:, 2 * hidden : 3 * hidden].clone(memory_format=torch.contiguous_format).tanh_())
         i, f, _, o = active.chunk(4, 1)
         fresh = torch.addcmul(f * cell, i, g)
         squashed = torch.tanh(fresh)
