@@ -175,6 +175,8 @@ def test_who_needs_nothing_of_single_updates_works_from_sums(name: str) -> None:
         (ARC(f=1) >> Mean(), None),
         (NNM(f=1) >> Bucketing(s=2) >> Mean(), None),
         (Bucketing(s=2) >> NNM(f=1) >> Krum(f=1), Sums.GROUPS),
+        # A group of one is one client.
+        (Bucketing(s=1) >> Median(), None),
     ],
     ids=lambda x: getattr(x, "name", ""),
 )

@@ -174,19 +174,19 @@ def test_inside_error_feedback_nothing_is_lost(rates: list[float], seed: int) ->
 
 
 @pytest.mark.parametrize(
-    ("rates", "placement", "moved"),
+    ("rates", "placement", "moved", "left"),
     [
-        # g = (2, 1) in both rounds, k = 1. The second coordinate of round 1 waits for its turn.
-        ([1.0, 0.0], "inside", [2.0, 1.0]),
-        # The rate has fallen to zero when its turn comes: it is cleared without having moved.
-        ([1.0, 0.0], "outside", [2.0, 0.0]),
-        # In round 1 nothing should count. Inside, nothing does; outside, (0, 1) is remembered and counts in round 2.
-        ([0.0, 1.0, 1.0], "inside", [4.0, 0.0]),
-        ([0.0, 1.0, 1.0], "outside", [2.0, 3.0]),
+        # g = (2, 1) in all rounds, k = 1. The second coordinate of round 1 waits for its turn.
+        ([1.0, 0.0, 0.0], "inside", [2.0, 1.0], [0.0, 0.0]),
+        # The rate has fallen to zero when its turn comes, in round 3: it is cleared without having moved.
+        ([1.0, 0.0, 0.0], "outside", [2.0, 0.0], [2.0, 0.0]),
+        # In round 1 nothing should count. Inside, nothing does; outside, (0, 1) is remembered and counts in round 3.
+        ([0.0, 1.0, 1.0], "inside", [4.0, 0.0], [0.0, 2.0]),
+        ([0.0, 1.0, 1.0], "outside", [2.0, 3.0], [2.0, 0.0]),
     ],
 )
 def test_outside_error_feedback_the_rate_of_another_round_counts(
-    rates: list[float], placement: str, moved: list[float]
+    rates: list[float], placement: str, moved: list[float], left: list[float]
 ) -> None:
     server, x, state = SparseFed(1, momentum=0, lr_placement=placement), torch.zeros(2), {}  # type: ignore
     for lr in rates:
@@ -194,6 +194,7 @@ def test_outside_error_feedback_the_rate_of_another_round_counts(
         step.apply_(x)
         state = dict(step.state)
     assert (-x).tolist() == moved
+    assert state["error"].tolist() == left
 
 
 def test_momentum_acts_like_a_rate_ten_times_as_large_unless_masked(benchmark: ModuleType) -> None:

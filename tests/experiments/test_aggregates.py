@@ -63,3 +63,16 @@ def test_dense_servers_hand_over_the_clipped_mean() -> None:
 def test_learning_rates_end_with_the_run() -> None:
     setup = prepared(rounds=2, learning_rate={"kind": "triangular", "peak": 0.2}, clients={"kind": "local"})
     assert all(vector.isfinite().all() and vector.any() for vector in aggregates(setup, State(), 5))
+
+
+def test_cohorts_are_those_of_rounds_that_take_place() -> None:
+    """Clients come as often as they have samples; the eighth, a tail, is left out."""
+    sampling = {"kind": "epoch", "cohort": 80, "batch_size": 2, "skip_tail": True}
+    setup = prepared(sampling=sampling, rounds=12)
+    sizes = [len(setup.draw(t)) for t in range(7, 10)]
+    assert sizes == [80, 40, 80]
+    start = State(round=6)
+    first, second = aggregates(setup, start, 2)
+    (ninth,) = aggregates(setup, State(round=8), 1)
+    assert torch.equal(second, ninth)
+    assert not torch.equal(first, second)

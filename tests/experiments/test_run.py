@@ -406,6 +406,20 @@ def test_a_run_counts_what_its_clients_send_and_fetch(tmp_path: Path) -> None:
     assert [record["bytes_down"] for record in plain.rounds] == [20 * 4 * d] * 2
 
 
+def test_a_step_of_zero_moves_nothing() -> None:
+    """Rounds a round late begin with a rate of zero: nobody has to hear of it."""
+    schedule = {"kind": "triangular", "peak": 0.1, "offset": 1.0}
+    result = run(tiny(rounds=3, sampling__cohort=600, learning_rate=schedule))
+    k = round(0.05 * result.summary["parameters"])
+    assert [record["bytes_down"] for record in result.rounds[1:]] == [0, 600 * 8 * k]
+
+
+def test_who_is_drawn_for_a_round_that_does_not_take_place_is_no_part_of_the_mean() -> None:
+    result = run(tiny(rounds=9, sampling={"kind": "epoch", "cohort": 80, "skip_tail": True}))
+    assert [record["bytes_up"] == 0 for record in result.rounds] == [False] * 7 + [True, False]
+    assert result.summary["bytes_up_per_client"] == 4 * result.summary["parameters"]
+
+
 def test_sybils_send_and_fetch_as_well() -> None:
     with_sybils = run(tiny(rounds=2, adversary__sybils=3))
     assert [record["bytes_up"] for record in with_sybils.rounds] == [

@@ -92,6 +92,15 @@ def test_the_kth_largest_of_many(share: float, levels: int) -> None:
     assert topk._kth(sizes, k) == np.sort(sizes)[len(sizes) - k]
 
 
+def test_an_unlucky_sample_costs_time_only() -> None:
+    """The sample sees ones only, and most of the vector is zero."""
+    values = torch.zeros(5 * SAMPLE)
+    values[topk._places(len(values))] = 1.0
+    ones = int(values.sum())
+    for k in (ones - 1, ones, ones + 1, 2 * ones - 1, 2 * ones, 2 * ones + 1):
+        assert torch.equal(top_k(values, k), plain(values, k))
+
+
 def test_other_types_and_strides() -> None:
     values = torch.randn(2 * 300, generator=torch.Generator().manual_seed(4))
     assert torch.equal(top_k(values[::2], 7), plain(values[::2], 7))

@@ -9,7 +9,7 @@ import torch
 
 from bezoar.aggregation import Clip, Mean
 from bezoar.errors import ConfigError
-from bezoar.servers import SERVERS, SGD, SparseFed
+from bezoar.servers import SERVERS, SGD, FetchSGD, SparseFed
 from bezoar.servers.schedules import SCHEDULES, Constant, Cosine, PiecewiseLinear, Triangular
 
 
@@ -223,6 +223,47 @@ def test_k_that_makes_no_sense(k: Any) -> None:
 def test_k_larger_than_the_model() -> None:
     with pytest.raises(ConfigError, match="k=11 is more than the model's 10 parameters"):
         SparseFed(k=11).step(torch.zeros(10), 0.1, {})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SparseFed(k=1, masking="substract"), "masking must be 'zero' or 'subtract' or 'none', got 'sub"),
+        (lambda: SparseFed(k=1, error_input="gradient"), "error_input must be 'momentum' or 'update'"),
+        (lambda: SparseFed(k=1, lr_placement="out"), "lr_placement must be 'outside' or 'inside' or 'inside-mom"),
+        (lambda: SGD(lr_placement="inside"), "lr_placement must be 'outside' or 'inside-momentum', got 'inside'"),
+        (lambda: FetchSGD(k=1, error_masking="none"), "error_masking must be 'zero' or 'subtract'"),
+        (lambda: FetchSGD(k=1, masking="subtract"), "masking must be 'zero' or 'none'"),
+        (lambda: FetchSGD(k=1, rows=2.5), "rows must be a whole number >= 1, got 2.5"),
+    ],
+)
+def test_readings_that_do_not_exist(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("make", [SGD, lambda: SparseFed(k=100), lambda: FetchSGD(k=100, columns=10_000)])
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_steps_in_other_modes_of_torch(make: Any, mode: Any) -> None:
+    """Threads start with torch's defaults; they have to work on what the caller has made in another mode."""
+    server, threads = make(), torch.get_num_threads()
+    aggregate = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    wanted = server.step(aggregate, 0.1, server.step(aggregate, 0.1, {}).state)
+    try:
+        torch.set_num_threads(2)
+        with mode():
+            given = aggregate.clone().requires_grad_(mode is torch.no_grad)
+            found = server.step(given, 0.1, server.step(given, 0.1, {}).state)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found.values, wanted.values)
+    assert not found.values.requires_grad
+
+
+@pytest.mark.parametrize("make", [lambda **o: SparseFed(k=3, **o), lambda **o: FetchSGD(k=3, columns=20_000, **o)])
+def test_a_step_that_overflows_is_infinite_without_a_warning(make: Any) -> None:
+    step = make(lr_placement="outside").step(torch.full((20_000,), 1e38), 10.0, {})
+    assert step.values.isposinf().all()
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])

@@ -24,7 +24,8 @@ class Bucketing(Mixing):
     The permutation comes from the caller's generator, else from ``seed`` and the round.
 
     Tolerates: f bad rows if the rule that follows tolerates f of ceil(n/s).
-    Sums: of groups of s clients, drawn anew every round; every rule can follow. A client hides among s, not among n.
+    Sums: of groups of s clients, drawn anew every round; every rule can follow. A client hides among s, not among n;
+        who is left over, n mod s clients, among fewer: s must divide n lest one be alone.
     Cost: O(n); no bucket is ever stored.
     Constant: (kappa + 1 - a)/a with a = (n - sq)/(n-q), proved for s that divides n after a rule with kappa for n/s
         rows; none known otherwise. That is for the worst permutation: what bucketing gains, it gains on average.
@@ -39,7 +40,6 @@ class Bucketing(Mixing):
     s: int = 2
     seed: int = 0
     needs: ClassVar[Needs] = Needs.NONE
-    sums: ClassVar[Sums | None] = Sums.GROUPS
     regroups: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -47,6 +47,11 @@ class Bucketing(Mixing):
         check_count(self.name, "s", self.s)
         if self.s == 0:
             raise ConfigError("Bucketing: s must be at least 1, got 0")
+
+    @property
+    def sums(self) -> Sums | None:  # type: ignore[override]
+        # The sum of a group of one is an update.
+        return Sums.GROUPS if self.s > 1 else None
 
     def rows_out(self, n: int) -> int:
         return -(-n // self.s)

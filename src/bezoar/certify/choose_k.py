@@ -38,6 +38,9 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 #: Values whose sums are formed at a time: they fit a core's cache.
 _BLOCK = 1 << 15
 
+#: Losses count as omega up to this share of it: rounding of sums does not decide where both are equal.
+_TIE = 1e-12
+
 
 @dataclass(frozen=True, eq=False)
 class LossCurve:
@@ -61,7 +64,7 @@ class LossCurve:
         return len(self.losses) - 1
 
     def smallest(self, omega: float, steps: int | None = None) -> int:
-        """The smallest k >= 1 with a loss of at most ``omega``.
+        """The smallest k >= 1 with a loss of at most ``omega``, to the twelfth digit.
 
         With ``steps`` = r only k = ceil(i d / r) for i = 1, ..., r are tried, as Algorithm 11 lists them.
 
@@ -69,7 +72,7 @@ class LossCurve:
             ConfigError: omega is negative, or above 1 as a share; ``steps`` is not between 1 and d.
         """
         check_omega(omega, self.relative)
-        k = max(1, int(np.searchsorted(-self.losses, -omega)))
+        k = max(1, int(np.searchsorted(-self.losses, -omega * (1 + _TIE))))
         if steps is None:
             return k
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= self.d:
@@ -138,14 +141,16 @@ def _sorted(vectors: Iterable[Any]) -> Iterator[npt.NDArray[Any]]:
     waiting: deque[Future[npt.NDArray[Any]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for number, vector in enumerate(vectors):
-            waiting.append(pool.submit(_sort, vector, number))
+            # The copy is made here: whoever makes the vectors may write the next one where this one was.
+            waiting.append(pool.submit(_ordered, _sizes(vector, number), number))
             if len(waiting) >= threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _sort(vector: Any, number: int) -> npt.NDArray[Any]:
+def _sizes(vector: Any, number: int) -> npt.NDArray[Any]:
+    """The absolute values of ``vector``, float32 or float64, in memory of their own."""
     if isinstance(vector, torch.Tensor):
         vector = vector.detach().cpu()
         vector = (vector if vector.dtype in (torch.float32, torch.float64) else vector.float()).numpy()
@@ -153,6 +158,10 @@ def _sort(vector: Any, number: int) -> npt.NDArray[Any]:
     if values.ndim != 1 or len(values) == 0 or values.dtype.kind not in "fiu":
         raise ConfigError(f"vector {number} must be a vector of numbers, got {values.dtype} {list(values.shape)}")
     sizes: npt.NDArray[Any] = np.abs(values if values.dtype in (np.float32, np.float64) else values.astype(np.float64))
+    return sizes
+
+
+def _ordered(sizes: npt.NDArray[Any], number: int) -> npt.NDArray[Any]:
     # Numbers >= 0 are in the order of their bits, which sort faster; NaN comes last, after infinity.
     sizes.view(np.int32 if sizes.dtype == np.float32 else np.int64).sort()
     if not np.isfinite(sizes[-1]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,7 +26,7 @@ def trained(setup: Setup, rounds: int) -> State:
 
 
 def aggregates(setup: Setup, state: State, count: int) -> Iterator[Tensor]:
-    """The vectors [d] that the next ``count`` rounds would hand to top-k if neither model nor memories moved.
+    """The vectors [d] that the next ``count`` rounds that take place would give top-k if no model or memory moved.
 
     That is the defence's aggregate of a cohort's updates (clipped, averaged, with its noise); where the server is
     SparseFed, on top of what its momentum and error feedback remember. Cohorts, batches and learning rates are those of
@@ -38,12 +39,11 @@ def aggregates(setup: Setup, state: State, count: int) -> Iterator[Tensor]:
     experiment = setup.experiment
     assert experiment.attack is None
     nobody = np.empty(0, dtype=np.int64)
-    for t in range(state.round + 1, state.round + 1 + count):
+    drawn = ((t, setup.draw(t)) for t in itertools.count(state.round + 1))
+    playing = ((t, cohort) for t, cohort in drawn if experiment.sampling.plays(len(cohort)))
+    for t, cohort in itertools.islice(playing, count):
         torch.manual_seed(derive(experiment.seed, "round", t))
         lr = experiment.learning_rate.at(min(t, experiment.rounds), experiment.rounds)
-        cohort = experiment.sampling.draw(
-            setup.federation.n, t - 1, experiment.seed, setup.malicious, experiment.adversary.per_round
-        )
         rule = experiment.defence.rule(lr)
         root = root_update(setup, state.clients, lr, t)[0] if rule.uses_root else None
         at = Round(setup, t, lr, cohort, nobody, rule, root, state.last.get("aggregate"))

@@ -155,7 +155,8 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     step.apply_(setup.weights)
     _finish_model(setup, t)
     if ledger:
-        move_(ledger, step.index, t)
+        # Of a step of zero, at a rate of zero for instance, nobody has to hear.
+        move_(ledger, None if step.index is None else step.index[step.values != 0], t)
     clock.stop("server")
     record["aggregate_norm"] = vector.norm()
     record["update_norm"] = step.values.norm()

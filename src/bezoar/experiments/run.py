@@ -309,7 +309,8 @@ def _communicated(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int 
     None where a round does not say, as those from before an upgrade do not.
     """
     found: dict[str, float | int | None] = {}
-    parts = sum(record["cohort"] for record in rounds)
+    # Who is drawn for a round that does not take place sends and fetches nothing.
+    parts = sum(record["cohort"] for record in rounds if record.get("bytes_up") != 0)
     for key in ("bytes_up", "bytes_down"):
         spent = [record.get(key) for record in rounds]
         total = None if None in spent else sum(amount for amount in spent if amount is not None)

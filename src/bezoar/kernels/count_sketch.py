@@ -117,6 +117,7 @@ class CountSketch:
     def insert(self, vector: Tensor) -> Tensor:
         """The table [r, c] of ``vector`` [d]."""
         self._check("vector", vector, (self.d,))
+        vector = vector.detach()
         if vector.device.type == "cpu" and self.width >= SHORT:
             return self._insert_blocks(vector)
         table = torch.zeros(self.rows, self.columns, dtype=vector.dtype, device=vector.device)
@@ -131,6 +132,7 @@ class CountSketch:
         It has the bits of ``insert``'s.
         """
         self._check("values", values, (len(index),))
+        values = values.detach()
         table = torch.zeros(self.rows, self.columns, dtype=values.dtype, device=values.device)
         self._add(table, index, values)
         return table
@@ -193,7 +195,7 @@ class CountSketch:
     def _insert_blocks(self, vector: Tensor) -> Tensor:
         """Whole blocks by slices; each row adds them from the left, so that threads change no bit."""
         plan, width, columns = self._plan, self.width, self.columns
-        values = _patterned(vector.detach().contiguous().numpy(), plan.pattern)
+        values = _patterned(vector.contiguous().numpy(), plan.pattern)
         table = np.zeros((self.rows, columns), dtype=values.dtype)
 
         @np.errstate(over="ignore", invalid="ignore")
@@ -209,7 +211,12 @@ class CountSketch:
                         where = cells[: len(what) - left]
                         add(where, what[left:], out=where)
 
-        in_threads(lambda: work, self.rows, 1)
+        def quiet(first: int, last: int) -> None:
+            # What is not finite is told by whoever reads the table.
+            with np.errstate(over="ignore", invalid="ignore"):
+                work(first, last)
+
+        in_threads(lambda: quiet, self.rows, 1)
         return torch.from_numpy(table)
 
     def _estimate_blocks(self, table: Tensor) -> Tensor:

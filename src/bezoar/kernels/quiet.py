@@ -24,7 +24,7 @@ def in_numpy(values: Tensor) -> bool:
 
 def take(values: Tensor, index: Tensor) -> Tensor:
     """``values[index]`` of a vector."""
-    return torch.from_numpy(values.numpy()[index.numpy()]) if in_numpy(values) else values[index]
+    return torch.from_numpy(values.detach().numpy()[index.numpy()]) if in_numpy(values) else values[index]
 
 
 def clear_(values: Tensor, index: Tensor) -> None:

@@ -24,8 +24,15 @@ def in_threads(worker: Callable[[], Worker], total: int, width: int) -> None:
         _drain(worker(), ranges)
         return
     shared = _Shared(ranges)
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def drain() -> None:
+        # A new thread starts with torch's defaults, not with the modes of the caller.
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            _drain(worker(), shared)
+
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(lambda: _drain(worker(), shared)) for _ in range(threads)]:
+        for done in [pool.submit(drain) for _ in range(threads)]:
             done.result()
 
 

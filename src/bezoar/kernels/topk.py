@@ -154,6 +154,6 @@ def _kth(sizes: Array, k: int) -> float:
             return high
         if up_to_high < k <= up_to_high + len(between):
             sizes, k = between, k - up_to_high
-        elif up_to_high + len(between) < k <= up_to_high + len(between) + np.count_nonzero(sizes == low):
+        elif low < high and 0 <= k - up_to_high - len(between) - 1 < np.count_nonzero(sizes == low):
             return low
     return float(np.partition(sizes, len(sizes) - k)[len(sizes) - k])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -65,6 +66,16 @@ def check_momentum(owner: str, momentum: float) -> None:
     """Raise unless 0 <= momentum < 1."""
     if not 0 <= momentum < 1:
         raise ConfigError(f"{owner}: momentum must be at least 0 and below 1, got {momentum}")
+
+
+def check_choices(server: Server) -> None:
+    """Raise unless every option that is one of a few words is one of them."""
+    owner = type(server)
+    for name, hint in get_type_hints(owner).items():
+        value = getattr(server, name, None)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            words = " or ".join(map(repr, get_args(hint)))
+            raise ConfigError(f"{owner.__name__}: {name} must be {words}, got {value!r}")
 
 
 def share_or_count(owner: str, name: str, value: int | str, d: int) -> int:

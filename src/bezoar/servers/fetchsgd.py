@@ -10,7 +10,7 @@ from torch import Tensor
 from bezoar.errors import ConfigError
 from bezoar.kernels.count_sketch import CountSketch
 from bezoar.kernels.quiet import added, clear_, scaled
-from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
+from bezoar.servers.base import Server, State, Step, check_choices, check_momentum, share_or_count
 from bezoar.servers.traffic import Traffic, dense, sparse
 
 #: A table of 8 GB in float32; the server keeps two.
@@ -64,8 +64,9 @@ class FetchSGD(Server):
 
     def __post_init__(self) -> None:
         check_momentum("FetchSGD", self.momentum)
-        if isinstance(self.rows, bool) or self.rows < 1:
-            raise ConfigError(f"FetchSGD: rows must be at least 1, got {self.rows!r}")
+        check_choices(self)
+        if isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 1:
+            raise ConfigError(f"FetchSGD: rows must be a whole number >= 1, got {self.rows!r}")
         self.count(2**62)
         share_or_count("FetchSGD", "columns", self.columns, 2**62)
 

@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bezoar.errors import ConfigError
-from bezoar.servers.base import Server, State, Step, check_momentum
+from bezoar.servers.base import Server, State, Step, check_choices, check_momentum
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,7 @@ class SGD(Server):
 
     def __post_init__(self) -> None:
         check_momentum("SGD", self.momentum)
-        if self.lr_placement not in ("outside", "inside-momentum"):
-            raise ConfigError(f"SGD: lr_placement must be 'outside' or 'inside-momentum', got {self.lr_placement!r}")
+        check_choices(self)
 
     def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
         if self.momentum == 0:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bezoar.errors import ConfigError
 from bezoar.kernels.quiet import clear_, scaled, take
 from bezoar.kernels.topk import top_k_filled
-from bezoar.servers.base import Server, State, Step, check_momentum, share_or_count
+from bezoar.servers.base import Server, State, Step, check_choices, check_momentum, share_or_count
 from bezoar.servers.traffic import Traffic, dense, sparse
 
 
@@ -51,6 +51,7 @@ class SparseFed(Server):
 
     def __post_init__(self) -> None:
         check_momentum("SparseFed", self.momentum)
+        check_choices(self)
         self.count(2**62)
 
     def count(self, d: int) -> int:
@@ -66,6 +67,7 @@ class SparseFed(Server):
 
     def entering(self, aggregate: Tensor, lr: float, state: State) -> Tensor:
         """The vector W [d] of which :meth:`step` would move the k largest entries; nothing is changed."""
+        aggregate = aggregate.detach()
         error = torch.empty_like(aggregate)
         self._remember(lambda vector: vector, aggregate, lr, state, torch.empty_like(aggregate), error)
         return error
@@ -96,6 +98,7 @@ class SparseFed(Server):
 
     def step(self, aggregate: Tensor, lr: float, state: State) -> Step:
         self.check(len(aggregate))
+        aggregate = aggregate.detach()
         momentum, error = torch.empty_like(aggregate), torch.empty_like(aggregate)
 
         def fill(start: int, stop: int) -> None:
