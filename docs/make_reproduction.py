@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bezoar.experiments.config import read_toml
+from bezoar.experiments.grid import Grid as Cells
 from bezoar.experiments.scales import FULL, label
 from bezoar.recipes import recipes
 from bezoar.recipes.paper import METRICS, SEED, Claim, Labels, claims
@@ -125,6 +126,10 @@ def _facts(item: Item) -> Iterable[str]:
             f"Scale {scale}: {state}, seeds {', '.join(map(str, seeds))}, {seconds:,.0f} s of computing, "
             f"{', '.join(machines)}, commit {', '.join(commits)}; `{records.comparison.command}`.\n"
         )
+        known = {cell.key for cell in Cells.from_table(item.table, item.name, settings={"scale": scale}).cells}
+        others = sum(Path(cell.dir).name not in known for cell in records.comparison.cells)
+        if others:
+            yield f"**{others} of the {planned} are not what the recipe says now: run it again.**\n"
 
 
 def _claim(item: Item, claim: Claim, found: dict[str, Judged]) -> Iterable[str]:

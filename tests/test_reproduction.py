@@ -107,3 +107,9 @@ def test_a_page_from_records(script: ModuleType, tmp_path: Path, monkeypatch: py
     assert f"| {100 * min(found):.1f} |" in line
     # What was published and not run at this scale stays on the page.
     assert any(line.startswith("| PGD | all |") and "| DNC |" in line for line in text.splitlines())
+
+    # Records of a recipe that has changed since are told from those of this one.
+    assert "run it again" not in text
+    changed = {**RECIPE, "scale": {"small": {**RECIPE["scale"]["small"], "rounds": 5}}}
+    file.write_text(tomlkit.dumps(changed), encoding="utf-8")
+    assert "**4 of the 4 are not what the recipe says now: run it again.**" in script.page(tmp_path / "results")

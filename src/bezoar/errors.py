@@ -41,6 +41,10 @@ class DivergedError(BezoarError):
     """Training can not go on: the model or the aggregate is no longer finite."""
 
 
+class BusyError(BezoarError):
+    """Another process is writing the same records."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that names the nearest known name, or lists all of them.
 

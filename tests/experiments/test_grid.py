@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from bezoar.errors import BezoarError, ConfigError
+from bezoar.errors import BezoarError, BusyError, ConfigError
+from bezoar.experiments import Experiment
 from bezoar.experiments.grid import Grid, Outcome, compare
-from bezoar.experiments.records import load_tensors
-from bezoar.experiments.run import distances
+from bezoar.experiments.records import METRICS, alone, load_tensors
+from bezoar.experiments.run import distances, run
 from bezoar.reports import Comparison, judged, load, published_table
 from tests.experiments.tiny import TABLE
 
@@ -179,3 +181,44 @@ def test_scale_and_claims_are_kept_with_the_records(tmp_path: Path) -> None:
     shown = published_table(found)
     assert shown is not None
     assert "Table 1: agrees" in shown.notes[1]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_cell_that_another_process_is_running_comes_last(jobs: int, tmp_path: Path) -> None:
+    found = grid(seed=[0, 1], attack=["none"])
+    store, order = tmp_path / "cells", []
+    with contextlib.ExitStack() as other:
+        other.enter_context(alone(store / found.cells[0].key))
+        with pytest.raises(BusyError, match="another process is running this"):
+            run(found.cells[0].experiment, store / found.cells[0].key, resume=True)
+
+        def finished(outcome: Outcome) -> None:
+            order.append(outcome.cell.key)
+            assert outcome.error is None
+            if len(order) == len(found.cells) - 1:
+                assert not (store / found.cells[0].key / METRICS).exists()
+                other.close()
+
+        compare(found, tmp_path / "out", cells=store, jobs=jobs, finished=finished)
+    assert order[-1] == found.cells[0].key
+    assert sorted(order) == sorted(cell.key for cell in found.cells)
+    for cell in found.cells:
+        kinds = [json.loads(line)["kind"] for line in (store / cell.key / METRICS).read_text().splitlines()]
+        assert kinds.count("round") == 4
+
+
+def test_what_another_process_finished_meanwhile_is_taken(tmp_path: Path) -> None:
+    experiment = grid().cells[0].experiment
+    first = run(experiment, tmp_path / "run")
+    with alone(tmp_path / "run"):
+        # Nothing is written to a finished run.
+        assert run(experiment, tmp_path / "run", resume=True).summary == first.summary
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(experiment, tmp_path / "run")
+
+
+def test_a_run_that_can_not_start_leaves_no_directory(tmp_path: Path) -> None:
+    table = {**TABLE, "sampling": {"kind": "uniform", "cohort": 10**6}}
+    with pytest.raises(ConfigError, match="cohort"):
+        run(Experiment.from_table(table), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -53,7 +53,8 @@ def test_every_choice_is_a_key_that_exists_and_takes_its_value() -> None:
                 assert choice.field == "adaptive_clip"
                 continue
             registry: Any = registries[choice.section]
-            kinds = choice.kinds or ([choice.clients] if choice.clients else list(registry))
+            alone = choice.clients and choice.section == "clients"
+            kinds = choice.kinds or ([choice.clients] if alone else list(registry))
             for kind in kinds:
                 assert choice.field in {spec.name for spec in fields(registry[kind])}, str(choice)
         keys = [(choice.key, kind, choice.clients) for choice in reading.choices for kind in choice.kinds or ("",)]
@@ -84,8 +85,10 @@ def test_what_each_reading_makes_of_sparsefed_and_its_attackers() -> None:
 def test_clipping_under_fedavg() -> None:
     paper, first, second, third = (tiny(reading=name, clients="local") for name in NAMES)
     assert [e.defence.adaptive_clip for e in (paper, first, second, third)] == [True, False, False, True]
-    assert first.clients == LocalSGD(step_radius=2.0, weight_decay=5e-4, split_decay=True)
-    assert second.clients == LocalSGD(weight_decay=5e-4, split_decay=True)
+    assert first.clients == LocalSGD(step_radius=2.0, lr_decay=0.9, weight_decay=5e-4, split_decay=True)
+    assert second.clients == third.clients == LocalSGD(lr_decay=0.9, weight_decay=5e-4, split_decay=True)
+    # Clients get the rate that the server has set after the last round.
+    assert [e.learning_rate.offset for e in (paper, first, second, third)] == [0.5, 1.0, 1.0, 1.0]
     # The rate is the clients' there, and PGD exists.
     assert first.defence.server == SparseFed(k="5%")
     assert first.attack.single is False  # type: ignore[union-attr]

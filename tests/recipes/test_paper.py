@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -57,6 +58,20 @@ def test_bounds_are_about_every_row_that_fits() -> None:
     assert check.holds([], values(clip=11)) is None
 
 
+def test_a_run_that_diverged_holds_nothing() -> None:
+    """Whatever the order of the rows: the least of a number and NaN is the one that comes first."""
+    at = {"defence": "clip", "attack": "PGD"}
+    for where in ("1", "2", "3"):
+
+        def value(row: Labels, metric: str, where: str = where) -> float:
+            return math.nan if row["n"] == where else 60.0 + float(row["n"])
+
+        assert Check("attack", at, above=50).holds(ROWS, value) is False
+        assert Check("attack", at, below=90).holds(ROWS, value) is False
+        assert Check("attack", at, along="n").holds(ROWS, value) is False
+        assert Check("attack", {**at, "n": where}, than={**at, "n": "1"}, by=-99.0).holds(ROWS, value) is False
+
+
 def test_differences_need_one_row_each() -> None:
     left, right = ({"defence": d, "attack": "PGD", "n": "1"} for d in ("clip", "sf"))
     check = Check("attack", left, than=right, by=5)
@@ -80,6 +95,8 @@ def test_trends_follow_the_axis() -> None:
     assert Check("oif", at, along="n").holds(ROWS, bump) is False
     assert Check("oif", at, along="n", slack=1.0).holds(ROWS, bump) is True
     assert Check("oif", {**at, "n": "1"}, along="n").holds(ROWS, bump) is None
+    # Rows that differ in more than the axis are no trend.
+    assert Check("oif", {"attack": "PGD"}, along="n", slack=99.0).holds(ROWS, values(clip=1, sf=5)) is None
 
 
 @given(st.lists(st.sampled_from([True, False, None]), max_size=5))

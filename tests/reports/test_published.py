@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,19 @@ def test_claims_of_rows_that_are_not_there_are_not_run(tmp_path: Path) -> None:
     other = {**CLAIM, "checks": [{"metric": "attack", "at": {"defence": "Krum"}, "above": 50}]}
     (one,) = judged(load(write(tmp_path, other)))
     assert one.words == "not run"
+
+
+def test_a_seed_that_diverged_is_not_left_out_of_the_mean(tmp_path: Path) -> None:
+    write(tmp_path, CLAIM)
+    index = json.loads((tmp_path / "comparison.json").read_text())
+    at = {"defence": "SparseFed", "attack": "PGD", "seed": 1}
+    (folder,) = (tmp_path / cell["dir"] for cell in index["cells"] if cell["labels"] == at)
+    summary = json.loads((folder / "summary.json").read_text())
+    gone = {"test_accuracy": None, "test_accuracy_clean": None, "attack_accuracy": None, "outsized_impact": None}
+    (folder / "summary.json").write_text(json.dumps({**summary, **gone, "converged": False}))
+    (one,) = judged(load(tmp_path))
+    assert one.verdict.holds == (False, False)
+    assert (one.verdict.word, one.agreeing) == ("differs", 1)
 
 
 @pytest.mark.parametrize("paper", [3, [3], [{"of": "x"}], [{**CLAIM, "checks": [{"metric": "x"}]}]])

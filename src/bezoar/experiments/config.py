@@ -292,7 +292,10 @@ class Experiment(Settings):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def without_attack(self) -> Experiment:
-        """The twin: the same experiment, seed and cohorts, in which nobody attacks."""
+        """The twin: the same experiment and seed in which nobody attacks.
+
+        Its cohorts are the same, unless they depend on what attackers hold (``sampling.batch_size``).
+        """
         evaluation = self.evaluation.model_copy(update={"twin": False})
         return self.model_copy(update={"attack": None, "evaluation": evaluation})
 

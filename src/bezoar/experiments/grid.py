@@ -11,7 +11,7 @@ import queue
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from bezoar.allocator import tune
-from bezoar.errors import BezoarError, ConfigError
+from bezoar.errors import BezoarError, BusyError, ConfigError
 from bezoar.experiments.config import Experiment, override
 from bezoar.experiments.records import (
     SUMMARY,
     WEIGHTS,
+    alone,
     load_tensors,
     plain,
     read_summary,
@@ -183,7 +184,8 @@ def compare(
 
     A cell is recorded under the hash of its full configuration in the directory ``cells``, by default ``out/cells``:
     cells that have finished are skipped, interrupted ones go on from their checkpoint. Comparisons that share ``cells``
-    share what they have in common; run them one after the other. A cell that fails does not stop the others. ``jobs``
+    share what they have in common, also when they run at the same time: a cell that another process is running is left
+    for last, and waited for. A cell that fails does not stop the others. ``jobs``
     cells run at a time, in processes of their own that share the processor's threads; ``allocator`` is ``"tuned"``
     or ``"default"`` for those processes.
     """
@@ -230,13 +232,24 @@ def compare(
     ]
 
 
-def _one(cell: Cell, folder: Path, data_dir: str | Path | None, device: str, progress: Progress | None) -> Outcome:
+def _one(
+    cell: Cell, folder: Path, data_dir: str | Path | None, device: str, progress: Progress | None, wait: bool
+) -> Outcome | None:
+    """Run a cell; None if another process is running it, and we do not ``wait``."""
     try:
         result = run(
-            cell.experiment, folder / cell.key, data_dir=data_dir, resume=True, device=device, progress=progress
+            cell.experiment,
+            folder / cell.key,
+            data_dir=data_dir,
+            resume=True,
+            device=device,
+            progress=progress,
+            wait=wait,
         )
     except Interrupted:
         raise
+    except BusyError:
+        return None
     except BezoarError as error:
         return Outcome(cell, None, str(error))
     except Exception as error:
@@ -251,11 +264,33 @@ def _in_turn(
     device: str,
     progress: CellProgress | None,
 ) -> Iterator[Outcome]:
-    for cell in cells:
+    left = [(cell, False) for cell in cells]
+    for cell, busy in left:
+        watch = _Lazy(progress, cell) if progress else None
         try:
-            yield _one(cell, folder, data_dir, device, progress(cell) if progress else None)
+            outcome = _one(cell, folder, data_dir, device, watch, wait=busy)
         except Interrupted:
             raise Interrupted(f"stopped in [{cell.title}]; run the same command to go on from there") from None
+        if outcome is None:
+            left.append((cell, True))
+        else:
+            yield outcome
+
+
+class _Lazy:
+    """Says that a cell starts with its first record: before that, another process may be running it."""
+
+    def __init__(self, progress: CellProgress, cell: Cell) -> None:
+        self._start = progress
+        self._cell = cell
+
+    @cached_property
+    def _watch(self) -> Progress | None:
+        return self._start(self._cell)
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        if self._watch is not None:
+            self._watch(record)
 
 
 #: Seconds between two messages of a worker about its progress.
@@ -274,7 +309,9 @@ def _start_worker(news: Any, threads: int, allocator: str) -> None:
     torch.set_num_threads(threads)
 
 
-def _in_worker(cell: Cell, folder: Path, data_dir: str | Path | None, device: str) -> Outcome:
+def _in_worker(
+    cell: Cell, folder: Path, data_dir: str | Path | None, device: str, wait: bool = False
+) -> Outcome | None:
     last = 0.0
     parent = os.getppid()
 
@@ -287,7 +324,7 @@ def _in_worker(cell: Cell, folder: Path, data_dir: str | Path | None, device: st
             last = time.monotonic()
             _news.put((cell.key, plain(record)))
 
-    return _one(cell, folder, data_dir, device, tell)
+    return _one(cell, folder, data_dir, device, tell, wait)
 
 
 def _at_once(
@@ -302,29 +339,32 @@ def _at_once(
     spawn = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // jobs)
     by_folder = {cell.key: cell for cell in cells}
-    watchers: dict[str, Progress | None] = {}
+    watchers: dict[str, _Lazy] = {}
     news = spawn.Queue()
     pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(news, threads, allocator))
     try:
-        waiting: set[Future[Outcome]] = {pool.submit(_in_worker, cell, folder, data_dir, device) for cell in cells}
-        while waiting:
-            done, waiting = wait(waiting, timeout=_NEWS_SECONDS, return_when=FIRST_COMPLETED)
+        running = {pool.submit(_in_worker, cell, folder, data_dir, device): cell for cell in cells}
+        while running:
+            done, _ = wait(running, timeout=_NEWS_SECONDS, return_when=FIRST_COMPLETED)
             with contextlib.suppress(queue.Empty):
                 while True:
                     name, record = news.get_nowait()
-                    if name not in watchers:
-                        watchers[name] = progress(by_folder[name]) if progress else None
-                    watch = watchers[name]
-                    if watch is not None:
-                        watch(record)
+                    if progress:
+                        watchers.setdefault(name, _Lazy(progress, by_folder[name]))(record)
             for future in done:
+                cell = running.pop(future)
                 try:
-                    yield future.result()
+                    outcome = future.result()
+                    if outcome is None:
+                        # Behind everything else that there is to do.
+                        running[pool.submit(_in_worker, cell, folder, data_dir, device, True)] = cell
                 except BrokenProcessPool:
                     raise BezoarError(
                         "a worker process ended abruptly (out of memory?); run the same command to go on, "
                         "perhaps with fewer --jobs"
                     ) from None
+                if outcome is not None:
+                    yield outcome
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
             process.terminate()
@@ -345,4 +385,5 @@ def _measure_twins(grid: Grid, folder: Path) -> None:
             continue
         weights, _ = load_tensors(here / WEIGHTS)
         unattacked, _ = load_tensors(twin / WEIGHTS)
-        write_summary(here, {**summary, **distances(weights, unattacked)})
+        with alone(here, wait=True):
+            write_summary(here, {**summary, **distances(weights, unattacked)})

@@ -89,6 +89,7 @@ _CODE = (
     Choice(2, "defence.server.error_input", "momentum", ("sparsefed",)),
     Choice(3, "defence.server.masking", "zero", ("sparsefed",)),
     Choice(4, "defence.server.lr_placement", "inside-momentum", ("fetchsgd",), "gradient"),
+    Choice(5, "clients.lr_decay", 0.9, clients="local"),
     Choice(9, "attack.project", "batch", _PGD),
     Choice(9, "attack.boost_on", "loss", _TARGETED),
     Choice(11, "attack.collude", True, _TARGETED),
@@ -113,7 +114,8 @@ _LATER = (
     Choice(4, "defence.server.lr_placement", "outside", ("sparsefed", "sgd")),
     Choice(9, "attack.rescale", True, _PGD),
     Choice(10, "attack.single", False, _PGD),
-    Choice(26, "learning_rate.offset", 0.0),
+    Choice(26, "learning_rate.offset", 0.0, clients="gradient"),
+    Choice(26, "learning_rate.offset", 1.0, clients="local"),
 )
 
 
@@ -208,14 +210,15 @@ ROWS: dict[int, Row] = {
     4: Row(
         "where the server's rate enters",
         "on the step in Algorithms 1 and 5, inside error feedback in 2 and 10: not the same as soon as the rate varies",
-        "2021-05: clients multiply, so inside momentum; later: on the step (with a sketch: still the clients)",
+        "2021-05: clients multiply, so inside momentum; later: on the step (with a sketch still inside momentum here; "
+        "in 2021-08 nobody multiplies a sketch any more: the rate is 1)",
         "on the step; under FedAvg the rate is the clients'",
     ),
     5: Row(
         "two rates under FedAvg",
         "a local gamma(t, m) and a server's lambda(t): with one schedule for both, updates shrink with its square",
-        "one rate",
-        "one rate, " + _DEFAULTS_ONLY + "; `clients.server_schedule` for both, `clients.server_lr_factor`",
+        "one rate; each local step multiplies the next one's by 0.9",
+        "one rate; `clients.server_schedule` for both, `clients.server_lr_factor`, `clients.lr_decay`",
     ),
     6: Row(
         "clipping",
@@ -340,7 +343,7 @@ ROWS: dict[int, Row] = {
         "when the rate changes",
         "triangular, 0 to 0.2 to 0",
         "piecewise linear over [0, 5, 24] epochs at the end of every round, so that the last one has rate 0; "
-        "in 2021-05 a round late",
+        "a round late where clients multiply: in 2021-05, and under FedAvg in all revisions",
         "at the middle of every round: none has rate 0",
     ),
 }

@@ -8,9 +8,12 @@ kept in a file of their own, since they never repeat.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bezoar.errors import BezoarError, ConfigError
+from bezoar.errors import BezoarError, BusyError, ConfigError
 
 CONFIG, METRICS, TIMINGS = "experiment.toml", "metrics.jsonl", "timings.jsonl"
 SUMMARY, WEIGHTS, CHECKPOINT = "summary.json", "weights.safetensors", "checkpoint.safetensors"
@@ -82,6 +85,42 @@ class guarded:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             raise BezoarError(f"{self._path}: can not be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def alone(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Nobody else is inside for the same directory, which is made if need be; a process that dies leaves it free.
+
+    Where the file system has no locks (some network drives) everybody is let in.
+
+    Raises:
+        BusyError: somebody is inside already, and we do not ``wait``.
+        BezoarError: the directory can not be made.
+    """
+    handle, made = -1, False
+    while handle < 0:
+        with guarded(folder):
+            made |= not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(handle)
+                raise BusyError(f"{folder}: another process is running this") from None
+        # Who was inside before may have removed the directory that we waited for.
+        if not folder.exists() or os.fstat(handle).st_ino != folder.stat().st_ino:
+            os.close(handle)
+            handle = -1
+    try:
+        yield
+    finally:
+        if made:
+            # Nothing was recorded: leave nothing behind.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        os.close(handle)
 
 
 @dataclass(frozen=True)

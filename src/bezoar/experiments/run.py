@@ -16,7 +16,7 @@ from torch import Tensor
 from bezoar.errors import BezoarError, ConfigError, DivergedError
 from bezoar.experiments import environment
 from bezoar.experiments.config import Experiment
-from bezoar.experiments.records import CONFIG, WEIGHTS, Records, load_tensors, plain, read_summary
+from bezoar.experiments.records import CONFIG, WEIGHTS, Records, alone, load_tensors, plain, read_summary
 from bezoar.experiments.rounds import Clock, State, evaluate, play
 from bezoar.experiments.setup import Setup, prepare
 
@@ -70,6 +70,7 @@ def run(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
     command: str | None = None,
+    wait: bool = False,
 ) -> RunResult:
     """Run ``experiment`` and record it in the directory ``out`` (None: in memory only).
 
@@ -81,13 +82,33 @@ def run(
         device: ``"cpu"``, ``"cuda"``, ...
         progress: called with every record.
         command: shell command to note in the summary.
+        wait: for another process that is running in ``out``.
 
     Raises:
         ConfigError: the experiment can not run, or ``out`` is taken.
+        BusyError: another process is running in ``out``.
         DataError: data are missing or damaged.
         Interrupted: stopped by Ctrl-C after writing a checkpoint.
     """
     folder = None if out is None else Path(out)
+    if folder is None:
+        return _run(experiment, None, data_dir, resume, device, progress, command)
+    finished = _finished(folder, experiment.hash()) if resume else None
+    if finished is not None:
+        return finished
+    with alone(folder, wait):
+        return _run(experiment, folder, data_dir, resume, device, progress, command)
+
+
+def _run(
+    experiment: Experiment,
+    folder: Path | None,
+    data_dir: str | Path | None,
+    resume: bool,
+    device: str | torch.device,
+    progress: Progress | None,
+    command: str | None,
+) -> RunResult:
     digest = experiment.hash()
     if folder is not None and resume:
         finished = _finished(folder, digest)

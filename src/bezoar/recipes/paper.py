@@ -28,6 +28,7 @@ Metrics: ``test``, ``error`` (100 - test) and ``attack`` in %, ``oif``, ``l1`` (
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
@@ -146,17 +147,23 @@ class Check:
 
     def holds(self, rows: Sequence[Labels], value: Lookup) -> bool | None:
         """Whether it holds among the grid's ``rows``; None where something that it needs was not run."""
-        at = [value(row, self.metric) for row in _matching(rows, self.at)]
+        on = _matching(rows, self.at)
+        at = [value(row, self.metric) for row in on]
         if not at or None in at:
             return None
         found = [number for number in at if number is not None]
+        if any(map(math.isnan, found)):
+            # A run that diverged has no number that lies anywhere.
+            return False
         if self.than is not None:
             other = [value(row, self.metric) for row in _matching(rows, self.than)]
             if len(other) != 1 or len(found) != 1 or other[0] is None:
                 return None
+            # False where the other is NaN.
             return found[0] - other[0] >= self.by
         if self.along is not None:
-            if len(found) < 2:
+            fixed = {tuple(sorted((axis, name) for axis, name in row.items() if axis != self.along)) for row in on}
+            if len(found) < 2 or len(fixed) > 1:
                 return None
             sign = 1 if self.trend == "rises" else -1
             steps = [sign * (right - left) for left, right in itertools.pairwise(found)]

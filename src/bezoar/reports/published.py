@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -14,9 +15,9 @@ from bezoar.reports.tables import BLANK, Column, Entry, Table
 _READERS: Mapping[str, Callable[[Summary], float | None]] = {
     "test": lambda s: 100 * s.test_accuracy,
     "error": lambda s: 100 * (1 - s.test_accuracy),
-    "attack": lambda s: None if s.attack_accuracy is None else 100 * s.attack_accuracy,
-    "oif": lambda s: s.outsized_impact,
-    "l1": lambda s: s.distance_l1,
+    "attack": lambda s: _attacked(s, None if s.attack_accuracy is None else 100 * s.attack_accuracy),
+    "oif": lambda s: _attacked(s, s.outsized_impact),
+    "l1": lambda s: _attacked(s, s.distance_l1),
 }
 
 #: Decimals that a metric is shown with.
@@ -24,6 +25,12 @@ DECIMALS = {"test": 1, "error": 1, "attack": 1, "oif": 3, "l1": 0}
 
 #: Metrics of which the least seed is the worst.
 _LOW_IS_BAD = ("test",)
+
+
+def _attacked(summary: Summary, value: float | None) -> float | None:
+    """A number of an attack: NaN, which a mean over seeds shows, where training under attack has diverged."""
+    diverged = math.isnan(summary.test_accuracy) and bool(summary.attackers_per_round_mean)
+    return math.nan if value is None and diverged else value
 
 
 def measured(row: Row, metric: str) -> Estimate | None:
