@@ -43,6 +43,9 @@ def write(outcome: Outcome, request: Request, folder: Path, command: str | None,
         lines = (json.dumps(plain(entry), allow_nan=False) + "\n" for entry in outcome.rounds)
         write_atomically(folder / ROUNDS, "".join(lines))
     with guarded(folder):
+        # Of values of k that an older certificate was about.
+        for stale in folder.glob("attacks-k*.csv"):
+            stale.unlink()
         for table in outcome.tables:
             write_atomically(folder / f"{table.name}.csv", table.csv())
         for plot in outcome.plots:
