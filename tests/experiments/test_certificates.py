@@ -16,7 +16,7 @@ from bezoar.certify.radius import linear, log_radius, poison_bound
 from bezoar.errors import BezoarError, ConfigError, UnsupportedError
 from bezoar.experiments import Experiment
 from bezoar.experiments.certificates import METHODS, Outcome, Request, method, write
-from bezoar.experiments.certificates._bounds import convex, march, reach
+from bezoar.experiments.certificates._bounds import _noise, convex, march, reach
 from bezoar.experiments.certificates._cell import Cell
 from bezoar.experiments.certificates._covered import describe
 from bezoar.experiments.certificates._facts import Facts, is_softmax_regression, round_of, rounds
@@ -148,6 +148,33 @@ def test_rounding_is_counted(lr: float) -> None:
         # The radius without rounding is not enough where steps are small.
         assert lr > 1e-4 or distance > exact
         assert linear(found.log_radius[t]) < 1.02 * exact or lr < 1e-4
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_the_mean_update_errs_by_less_than_is_counted(zero: bool) -> None:
+    """Against float64, clipped clients among them."""
+    experiment = small(data__partition__clients=240, sampling__cohort=240, defence__radius=3.5, model__zero=zero)
+    clean = setup_of(experiment)
+    at, _ = round_of(clean, 1)
+    batch, fact = samples(at)[0], Facts(clean, lengths=True).at(1)
+    computed = at.rule.aggregate(updates_of(at, batch, {})[0]).vector
+    wide = make_model("linear", (1, 8, 8), 10, seed=0).double()
+    torch.nn.utils.vector_to_parameters(clean.weights.double(), wide.parameters())
+    exact = torch.zeros(650, dtype=torch.float64)
+    clipped = 0
+    for client in at.cohort.tolist():
+        mine = batch.owners == client
+        loss = torch.nn.functional.cross_entropy(wide(batch.inputs[mine].double()), batch.targets[mine])
+        gradients = torch.autograd.grad(loss, list(wide.parameters()))
+        row = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        clipped += int(row.norm() > 3.5)
+        exact += row * min(1.0, 3.5 / float(row.norm())) / 240
+    assert 0 < clipped < 240
+    assert fact.regression is not None
+    assert fact.regression.samples == 720
+    counted = _noise(fact, fact.start)[0] / 2
+    assert 0 < float((computed.double() - exact).norm()) < counted / 5
+    assert counted < (math.sqrt(720) + 20) * fact.unit * 3.5 * (1.001 if zero else 20)
 
 
 def test_the_twins_have_the_same_cohorts() -> None:
