@@ -272,6 +272,9 @@ def test_what_is_not_finite_is_told(sketch: CountSketch, bad: float) -> None:
     vector[7] = bad
     with pytest.raises(DivergedError):
         sketch.heavy_hitters(sketch.insert(vector), 5)
+    too_large = torch.full((sketch.d,), 3e38)
+    with pytest.raises(DivergedError):
+        sketch.heavy_hitters(sketch.insert(too_large), 5)
 
 
 @pytest.mark.parametrize("sketch", [LONG, SMALL])

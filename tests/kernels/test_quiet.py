@@ -29,3 +29,10 @@ def test_sums_and_products_have_the_bits_of_torch(dtype: torch.dtype, shape: tup
         assert torch.equal(swapped, torch.add(values, others, alpha=factor).movedim(0, -1))
     assert torch.equal(values, kept[0])
     assert torch.equal(others, kept[1])
+
+
+def test_what_overflows_is_infinite_and_no_warning() -> None:
+    for factor in (1e30, 1e300):
+        assert scaled(torch.tensor([1e30, -1e30]), factor).tolist() == [float("inf"), -float("inf")]
+    assert scaled(torch.tensor([float("inf")]), 0.0).isnan().all()
+    assert added(torch.tensor([3e38]), torch.tensor([3e38]), 1.0).tolist() == [float("inf")]

@@ -34,6 +34,8 @@ PERSONALIZED = {
 
 #: Recipes of one run, which are there to be certified.
 SINGLE = {
+    "certified-ensembles": {"rounds": 2},
+    "certified-crfl": {"rounds": 2},
     "certificate-tight": {"rounds": 2},
 }
 

@@ -15,24 +15,12 @@ from bezoar.data import DATASETS, load
 from bezoar.errors import ConfigError
 from bezoar.experiments import run, setup
 from bezoar.experiments.config import read_toml
-from bezoar.experiments.defence import PRESETS
 from bezoar.experiments.grid import Cell, Grid
 from bezoar.experiments.scales import FULL, label
-from bezoar.models import MODELS
 from bezoar.recipes import find, recipes
 from bezoar.recipes.paper import SEED, claims
 
 NAMES = [name for name in recipes() if name.startswith("sparsefed/")]
-
-#: Recipes of parts that are not there yet.
-PENDING = {
-    "sparsefed/figure-6": "fetchsgd" in PRESETS,
-    "sparsefed/figure-10": "lstm" in MODELS,
-    "sparsefed/figure-17": "fetchsgd" in PRESETS,
-    "sparsefed/table-14": "femnist" in DATASETS,
-    "sparsefed/table-16": "femnist" in DATASETS,
-}
-RUNNABLE = [name for name in NAMES if PENDING.get(name, True)]
 
 
 @cache
@@ -68,7 +56,7 @@ def test_claims_are_about_the_grid_as_it_is_written(name: str) -> None:
             assert len(fits) == 1, f"{claim.of}: {dict(published.at)} is {len(fits)} rows"
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_valid_at_full_scale(name: str) -> None:
     grid = at(name, FULL)
     assert grid.scale == FULL
@@ -76,7 +64,7 @@ def test_valid_at_full_scale(name: str) -> None:
     assert not grid.name.endswith("-small")
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_check_is_run_at_small_scale(name: str) -> None:
     grid = at(name, "small")
     assert grid.scale == "small"
@@ -101,7 +89,7 @@ def _read_once() -> Iterator[None]:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_rounds_at_small_scale(name: str, data_dir: Path) -> None:
     for cell in some(at(name, "small")):
         dataset = cell.experiment.data.dataset

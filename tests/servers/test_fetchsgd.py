@@ -289,6 +289,13 @@ def test_subtracting_from_a_single_row_diverges_and_emptying_cells_does_not() ->
     assert emptied.test_accuracy > 0.6
 
 
+def test_divergence_is_a_result_not_a_crash() -> None:
+    for rows in (1, 5):
+        server = {**SKETCHED, "rows": rows, "radius": 1e30}
+        result = run(tiny(learning_rate={"kind": "constant", "lr": 1e30}, attack="none", defence=server))
+        assert result.summary["converged"] is False
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Any) -> None:
     import signal
 

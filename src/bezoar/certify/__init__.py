@@ -8,20 +8,11 @@
 from bezoar.certify.choose_k import LossCurve, choose_k, loss_curve
 from bezoar.certify.constants import breakdown, constants, kappa
 from bezoar.certify.convergence import contraction, ef_sgd_bound, ef_sgd_lr
-from bezoar.certify.lipschitz import (
-    lower_estimate,
-    softmax_constant,
-    softmax_growth,
-    softmax_smoothness,
-)
-from bezoar.certify.lower_bound import (
-    Dilemma,
-    aggregation_floor,
-    dilemma,
-    dissimilarity,
-    learnable,
-    learning_floor,
-)
+from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, label_divergence, total_shift
+from bezoar.certify.ensemble import all_subsets, exact_ensemble, fixed_groups, random_subsets, sampled_ensemble
+from bezoar.certify.flcert import disjoint_groups, flcert_d
+from bezoar.certify.lipschitz import lower_estimate, softmax_constant, softmax_growth, softmax_smoothness
+from bezoar.certify.lower_bound import Dilemma, aggregation_floor, dilemma, dissimilarity, learnable, learning_floor
 from bezoar.certify.prediction import certified
 from bezoar.certify.radius import (
     error_feedback_bound,
@@ -34,25 +25,39 @@ from bezoar.certify.radius import (
     safe_bound,
     update_bound,
 )
+from bezoar.certify.votes import ABSTAINED, Certified, count_votes
 
 __all__ = [
+    "ABSTAINED",
+    "Certified",
     "Dilemma",
     "LossCurve",
+    "NoisyRound",
     "aggregation_floor",
+    "all_subsets",
     "breakdown",
     "certified",
+    "certified_labels",
     "choose_k",
     "constants",
     "contraction",
+    "count_votes",
     "dilemma",
+    "disjoint_groups",
     "dissimilarity",
+    "distance_radius",
+    "divergence",
     "ef_sgd_bound",
     "ef_sgd_lr",
     "error_feedback_bound",
+    "exact_ensemble",
     "exact_solution",
+    "fixed_groups",
+    "flcert_d",
     "guaranteed_loss_rate",
     "invalid_below_lr_one",
     "kappa",
+    "label_divergence",
     "learnable",
     "learning_floor",
     "log_radius",
@@ -60,9 +65,12 @@ __all__ = [
     "loss_curve",
     "lower_estimate",
     "poison_bound",
+    "random_subsets",
     "safe_bound",
+    "sampled_ensemble",
     "softmax_constant",
     "softmax_growth",
     "softmax_smoothness",
+    "total_shift",
     "update_bound",
 ]

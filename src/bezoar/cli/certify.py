@@ -23,7 +23,11 @@ CertificateOut = Annotated[
 @app.command()
 def certify(
     source: RunOrFile,
-    method: Annotated[str, typer.Option(help="What is certified: radius.")] = "radius",
+    method: Annotated[str, typer.Option(help="How: radius, ensemble, flcert-d or crfl.")] = "radius",
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="An option of ensemble, flcert-d or crfl. Repeatable."),
+    ] = None,
     k: Annotated[
         list[str] | None,
         typer.Option("--k", help="A value of SparseFed's k, a count or a share: 1000, 1%. Repeatable."),
@@ -40,6 +44,7 @@ def certify(
     data_dir: DataDir = None,
     device: Device = "cpu",
     threads: Threads = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Models to train at a time, for methods that train many.")] = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -61,7 +66,7 @@ def certify(
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder}: no run: there is no {CONFIG} in it")
         table, values, name = read(str(folder / CONFIG), settings)
-        target = folder / "certificate"
+        target = folder / ("certificate" if method == "radius" else method)
     else:
         table, values, name = read(source, settings)
         target = None
@@ -69,7 +74,7 @@ def certify(
     if seed is not None:
         values["seed"] = seed
     experiment = Experiment.from_table(override(table, values), name)
-    target = out or target or Path("runs") / f"{experiment.name}-certificate"
+    target = out or target or Path("runs") / f"{experiment.name}-{'certificate' if method == 'radius' else method}"
     console = Console(highlight=False, quiet=quiet)
     notes = Console(highlight=False, quiet=quiet, stderr=True)
     import torch
@@ -83,6 +88,9 @@ def certify(
         not no_measure,
         attacks,
         lambda text: notes.print(text, markup=False),
+        _options(method, options),
+        target,
+        jobs,
     )
     certificates.check_free(target, request)
     begin = time.perf_counter()
@@ -105,6 +113,20 @@ def _refuse(table: dict[str, Any], name: str) -> None:
         )
     if table.get("kind") == "personalized":
         raise ConfigError(f"{name}: a personalised run has no server whose steps could be certified")
+
+
+def _options(method: str, settings: list[str] | None) -> dict[str, Any]:
+    from bezoar.experiments.config import parse_value
+
+    if settings and method == "radius":
+        raise ConfigError("--option belongs to the methods ensemble, flcert-d and crfl; radius has --k and --c")
+    found = {}
+    for setting in settings or []:
+        key, separator, text = setting.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--option takes KEY=VALUE, e.g. --option models=500, got {setting!r}")
+        found[key.strip()] = parse_value(text.strip())
+    return found
 
 
 def _k(value: Any) -> int | str:

@@ -50,6 +50,18 @@ class Federation:
             raise ConfigError(f"client {i} does not exist: clients are 0..{self.n - 1}")
         return self.indices[self.offsets[i] : self.offsets[i + 1]]
 
+    def subset(self, clients: ArrayLike) -> Federation:
+        """The federation of these clients alone, renumbered 0, 1, ... in the order given, on the same data set.
+
+        Raises ConfigError for no client, an unknown one, or one that is named twice.
+        """
+        ids = np.asarray(clients, dtype=np.int64).reshape(-1)
+        if not len(ids) or len(np.unique(ids)) < len(ids):
+            raise ConfigError(f"a subset needs different clients, at least one, got {ids.tolist()}")
+        rows, _ = self.samples_of(ids)
+        offsets = np.concatenate([[0], np.cumsum(self.counts()[ids])]).astype(np.int64)
+        return Federation(self.dataset, offsets, rows)
+
     def samples_of(self, clients: ArrayLike) -> tuple[Indices, Indices]:
         """All train rows of ``clients``, client by client in the order given, and the client of each row.
 

@@ -19,7 +19,7 @@ from bezoar.models import MODELS
 from bezoar.priors import PRIORS
 from bezoar.recipes import recipes
 from bezoar.registry import Entry
-from bezoar.servers import SERVERS
+from bezoar.servers import MODEL_POSTS, SERVERS
 from bezoar.servers.schedules import SCHEDULES
 
 
@@ -62,6 +62,7 @@ _KINDS: Mapping[str, Callable[[], list[Entry]]] = {
     "recipes": _recipes,
     "rules": RULES.entries,
     "posts": POSTS.entries,
+    "model-posts": MODEL_POSTS.entries,
     "servers": SERVERS.entries,
     "presets": _presets,
     "readings": readings.entries,

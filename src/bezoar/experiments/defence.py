@@ -11,7 +11,7 @@ from typing import Any
 from bezoar.aggregation import Clip, Pipeline, Rule, Sums, pipeline, pipeline_tables
 from bezoar.aggregation.noise import POSTS, Post
 from bezoar.errors import ConfigError, nearest
-from bezoar.servers import SERVERS, SGD, Server
+from bezoar.servers import MODEL_POSTS, SERVERS, SGD, ModelPost, Server
 
 #: A schedule may reach zero, a radius may not.
 _TINY = 1e-300
@@ -22,11 +22,12 @@ ROOT_SAMPLES = 100
 
 @dataclass(frozen=True)
 class Defence:
-    """What the server does with a round's updates: ``pipeline``, then ``post``, then ``server``.
+    """What the server does with a round's updates: ``pipeline``, then ``post``, then ``server``, then ``model_post``.
 
     ``adaptive_clip`` multiplies every clipping radius by the round's learning rate, as updates of several local
     steps shrink with it. ``root_samples`` training samples, drawn uniformly from the seed, are the server's own where
-    the rule asks for an update from data that it trusts (FLTrust).
+    the rule asks for an update from data that it trusts (FLTrust). ``model_post`` changes the global model itself at
+    the end of every round (CRFL), also of one that was skipped.
     """
 
     pipeline: Rule
@@ -34,6 +35,7 @@ class Defence:
     post: tuple[Post, ...] = ()
     adaptive_clip: bool = False
     root_samples: int = ROOT_SAMPLES
+    model_post: tuple[ModelPost, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.root_samples, bool) or not isinstance(self.root_samples, int) or self.root_samples < 1:
@@ -74,6 +76,8 @@ class Defence:
         # Where it decides nothing, it stays out of the hash.
         if self.pipeline.uses_root or self.root_samples != ROOT_SAMPLES:
             table["root_samples"] = self.root_samples
+        if self.model_post:
+            table["model_post"] = [MODEL_POSTS.table(part) for part in self.model_post]
         return table
 
 
@@ -137,6 +141,20 @@ def _sparsefed(
     return {"pipeline": [*_clip(radius), _mean(weighted)], "server": server}
 
 
+def _crfl(
+    *, radius: float, std: float, model_radius: float = 15.0, growth: float = 0.0, momentum: float = 0.0
+) -> dict[str, Any]:
+    """CRFL: clip updates, the mean, a step; then clip the model itself to model_radius + growth t and add noise."""
+    return {
+        "pipeline": [*_clip(radius), "mean"],
+        "server": {"kind": "sgd", "momentum": momentum},
+        "model_post": [
+            {"kind": "clip", "radius": model_radius, "growth": growth},
+            {"kind": "gaussian-noise", "std": std},
+        ],
+    }
+
+
 def _fetchsgd(
     *,
     radius: float = 5.0,
@@ -160,10 +178,11 @@ PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
     "krum": _krum,
     "bulyan": _bulyan,
     "sparsefed": _sparsefed,
+    "crfl": _crfl,
     "fetchsgd": _fetchsgd,
 }
 
-_KEYS = ("pipeline", "server", "post", "adaptive_clip", "root_samples")
+_KEYS = ("pipeline", "server", "post", "adaptive_clip", "root_samples", "model_post")
 
 
 def expanded(table: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -213,13 +232,16 @@ def defence(table: Any) -> Defence:
         raise ConfigError('a defence needs the key \'pipeline\', e.g. [{kind = "clip", radius = 5.0}, "mean"]')
     if not isinstance(table.get("adaptive_clip", False), bool):
         raise ConfigError("adaptive_clip must be true or false")
-    post = table.get("post", [])
+    post, model_post = table.get("post", []), table.get("model_post", [])
     if not isinstance(post, list | tuple):
         raise ConfigError('post must be a list of post-aggregators, e.g. [{kind = "gaussian-noise", std = 0.1}]')
+    if not isinstance(model_post, list | tuple):
+        raise ConfigError('model_post must be a list of steps, e.g. [{kind = "clip", radius = 15.0}]')
     return Defence(
         pipeline(table["pipeline"]),
         SERVERS.build(table.get("server", "sgd")),
         tuple(POSTS.build(part) for part in post),
         table.get("adaptive_clip", False),
         table.get("root_samples", ROOT_SAMPLES),
+        tuple(MODEL_POSTS.build(part) for part in model_post),
     )

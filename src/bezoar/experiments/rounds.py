@@ -134,6 +134,7 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         clock.stop("aggregation")
         record["skipped"] = str(error)
         record["excluded"] = len(error.rows)
+        _finish_model(setup, t)
         return after, record, clock.seconds
     vector = answer.vector
     for i, part in enumerate(experiment.defence.post):
@@ -152,6 +153,7 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     except DivergedError as error:
         raise DivergedError(f"round {t}: {error}") from None
     step.apply_(setup.weights)
+    _finish_model(setup, t)
     if ledger:
         move_(ledger, step.index, t)
     clock.stop("server")
@@ -166,6 +168,14 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     return after, record, clock.seconds
 
 
+def _finish_model(setup: Setup, t: int) -> None:
+    """What the server does with the model itself at the end of a round, skipped or not: a certificate that counts on
+    its noise counts on it in every round."""
+    for i, part in enumerate(setup.experiment.defence.model_post):
+        with torch.no_grad():
+            setup.weights.copy_(part(setup.weights, t, generator(setup.experiment.seed, "model post", t, i)))
+
+
 def _transfers(setup: Setup, state: State, cohort: Indices) -> tuple[Mapping[str, Tensor], int, int | Tensor | None]:
     """The ledger of downloads, and the bytes that the clients of the next round send and fetch.
 
@@ -174,8 +184,10 @@ def _transfers(setup: Setup, state: State, cohort: Indices) -> tuple[Mapping[str
     t, d = state.round + 1, setup.weights.numel()
     traffic = setup.experiment.defence.server.traffic(d)
     up = traffic.up * len(cohort)
-    if traffic.down >= dense(d):
-        return {}, up, traffic.down * len(cohort)
+    # What is done to the model itself moves all of it.
+    down = dense(d) if setup.experiment.defence.model_post else traffic.down
+    if down >= dense(d):
+        return {}, up, down * len(cohort)
     ledger = state.traffic
     if t == 1:
         ledger = open_ledger(d, setup.clients, setup.experiment.rounds, setup.device)

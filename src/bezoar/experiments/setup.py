@@ -88,8 +88,17 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
     """
     dataset = load(experiment.data.dataset, data_dir, normalise=experiment.data.normalise)
     federation = _at("data.partition", lambda: partition(dataset, experiment.data.partition, experiment.seed))
-    adversary = experiment.adversary
-    malicious = _at("adversary", lambda: _malicious(adversary, federation.n, experiment.seed))
+    malicious = _at("adversary", lambda: _malicious(experiment.adversary, federation.n, experiment.seed))
+    return assemble(experiment, federation, malicious, device)
+
+
+def assemble(experiment: Experiment, federation: Federation, malicious: Indices, device: torch.device) -> Setup:
+    """As :func:`prepare`, for a federation that exists, with these malicious clients (ascending).
+
+    Raises:
+        ConfigError: parts that do not fit together, found before the first round.
+    """
+    adversary, dataset = experiment.adversary, federation.dataset
     sybils = np.arange(federation.n, federation.n + adversary.sybils, dtype=np.int64)
     if len(sybils) and not len(malicious) and isinstance(experiment.attack, DataAttack):
         raise ConfigError(

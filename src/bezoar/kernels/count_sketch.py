@@ -196,6 +196,7 @@ class CountSketch:
         values = _patterned(vector.detach().contiguous().numpy(), plan.pattern)
         table = np.zeros((self.rows, columns), dtype=values.dtype)
 
+        @np.errstate(over="ignore", invalid="ignore")
         def work(first: int, last: int) -> None:
             for row in range(first, last):
                 cells, starts, positive = table[row], plan.starts[row].tolist(), (plan.signs[row] > 0).tolist()
@@ -223,6 +224,7 @@ class CountSketch:
         def worker() -> Callable[[int, int], None]:
             wires, spare = np.empty((rows, step), dtype=cells.dtype), np.empty(step, dtype=cells.dtype)
 
+            @np.errstate(over="ignore", invalid="ignore")
             def work(first: int, last: int) -> None:
                 for at in range(first, last, width):
                     size, block = min(width, last - at), at // width

@@ -7,6 +7,7 @@ Bits are those of torch.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,9 @@ def scaled(values: Tensor, factor: float) -> Tensor:
     if not in_numpy(values):
         return factor * values
     array = values.numpy()
-    return torch.from_numpy(array * array.dtype.type(factor))
+    # Infinity is an answer, as in torch.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return torch.from_numpy(array * array.dtype.type(factor))
 
 
 def added(values: Tensor, others: Tensor, alpha: float) -> Tensor:

@@ -9,14 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bezoar.errors import ConfigError, nearest
-from bezoar.experiments.certificates import radius
+from bezoar.experiments.certificates import crfl, ensemble, flcert, radius
 from bezoar.experiments.certificates.base import Outcome, Request
 from bezoar.experiments.certificates.records import check_free, write
+from bezoar.experiments.certificates.voting import voting
 
 Method = Callable[[Request], Outcome]
 
 #: Name on the command line -> method.
-METHODS: dict[str, Method] = {"radius": radius.certify}
+METHODS: dict[str, Method] = {
+    "radius": radius.certify,
+    "ensemble": voting("ensemble", ensemble.certify),
+    "flcert-d": voting("flcert-d", flcert.certify),
+    "crfl": voting("crfl", crfl.certify),
+}
 
 
 def method(name: str) -> Method:

@@ -78,6 +78,8 @@ def check_covered(experiment: Experiment) -> None:
         )
     if experiment.defence.post:
         raise UnsupportedError("defence.post: noise after the mean is outside of the theory; leave it out")
+    if experiment.defence.model_post:
+        raise UnsupportedError("defence.model_post: a model that is changed after its step is certified by 'crfl'")
     if not isinstance(server, SGD | SparseFed):
         raise UnsupportedError(f"defence.server: the theory covers 'sgd' and 'sparsefed', not {SERVERS.name(server)!r}")
     if server.lr_placement != "outside" and (isinstance(server, SparseFed) or server.momentum):

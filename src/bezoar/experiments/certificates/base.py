@@ -26,6 +26,9 @@ class Request:
         measure: whether the experiment and its clean twin are run and measured.
         attacks: how many further attacks are tried, to come as near to the bound as possible.
         progress: told in words what is being done.
+        options: the method's own options by name, for methods that train many models.
+        folder: where such methods keep the models' votes, so that they can go on after a stop; None: nowhere.
+        jobs: how many models they train at a time.
     """
 
     experiment: Experiment
@@ -36,6 +39,9 @@ class Request:
     measure: bool = True
     attacks: int = 0
     progress: Callable[[str], None] = lambda text: None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    jobs: int = 1
 
 
 @dataclass(frozen=True)
