@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from bezoar.certify.error_feedback import Apart, log, log_sum
-from bezoar.certify.lipschitz import softmax_growth
 from bezoar.certify.radius import (
     error_feedback_bound,
     grow_with_momentum,
@@ -66,16 +65,12 @@ def march(facts: Sequence[Fact], server: Server, loss_rate: float, c: float | No
     gamma, width = 0.0, math.sqrt(server.width)
     if server.sparse:
         gamma = error_feedback_bound(loss_rate, update_bound(max(f.radius for f in facts), server.d))
-    known: dict[int, float] = {}
 
     def growth(fact: Fact, log_radius: float) -> float:
         if c is not None:
             return server.width * c
         assert fact.regression is not None
-        if id(fact.regression) not in known:
-            found = softmax_growth(fact.regression.products, server.width) + fact.regression.decay
-            known[id(fact.regression)] = found
-        return known[id(fact.regression)] + _clipped_growth(fact, fact.regression.mixed, log_radius, width)
+        return fact.regression.growth + _clipped_growth(fact, fact.regression.mixed, log_radius, width)
 
     radius, held, begun = -math.inf, -math.inf, False
     radii, growths, rhos = [], [], []
@@ -148,7 +143,7 @@ def _noise(fact: Fact, length: float) -> tuple[float, float]:
     terms, logits = _FEW, 0.0
     if fact.regression is not None:
         terms += math.sqrt(fact.regression.samples)
-        logits = (_FEW + math.sqrt(len(fact.regression.products))) * float(fact.regression.own.mean())
+        logits = (_FEW + math.sqrt(fact.regression.features)) * float(fact.regression.own.mean())
     longest = max(fact.start, length)
     return fact.unit * 2 * (terms * fact.radius + logits * longest), fact.unit * logits
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bezoar.certify.lipschitz import products, softmax_smoothness, with_bias
+from bezoar.certify.lipschitz import products, softmax_growth, softmax_smoothness, with_bias
 from bezoar.errors import BezoarError
+from bezoar.experiments.certificates._covered import describe
 from bezoar.experiments.rounds import State, play
 from bezoar.experiments.setup import Setup
 from bezoar.experiments.work import Round, samples, updates_of
@@ -24,22 +25,21 @@ class Regression:
     """What is proved of a cohort's loss if the model is softmax regression.
 
     Attributes:
-        products: mean of |x_i x_j|, clients weighing alike [m, m].
+        growth: by how much the gradients' mean changes on the server's width, l1 per unit of l1 distance.
         smoothness: beta of the cohort's mean loss, l2.
         own: beta_i of every client's own loss [n], l2.
         mixed: by how much a client's gradient changes in l2 per unit of l1 distance [n].
         ceiling: no gradient of the client is longer than this [n], l2.
-        decay: what every client adds of the model itself to its gradient; the figures above count it.
-        samples: how many the cohort holds.
+        samples, features: how many the cohort holds, and how many entries each has with its bias entry.
     """
 
-    products: Tensor
+    growth: float
     smoothness: float
     own: Tensor
     mixed: Tensor
     ceiling: Tensor
-    decay: float
     samples: int
+    features: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +100,9 @@ class Facts:
 
     def __init__(self, setup: Setup, lengths: bool) -> None:
         self._setup, self._lengths = setup, lengths
+        experiment, clients = setup.experiment, setup.experiment.clients
+        self._width = describe(experiment, len(setup.weights)).width
+        self._decay = clients.weight_decay / (experiment.sampling.cohort if clients.split_decay else 1)
         self._known: tuple[bytes, Regression] | None = None
 
     def at(self, t: int) -> Fact:
@@ -114,16 +117,12 @@ class Facts:
         norms = updates_of(at, batch, {})[0].squared_norms().sqrt() if self._lengths else None
         key = b"" if batch.rows is None or self._setup.experiment.data.augment else batch.rows.numpy().tobytes()
         if self._known is None or not key or self._known[0] != key:
-            self._known = key, _regression(with_bias(batch.inputs), batch.owners, _decay(self._setup))
+            self._known = key, _regression(with_bias(batch.inputs), batch.owners, self._width, self._decay)
         return replace(fact, norms=norms, regression=self._known[1])
 
 
-def _decay(setup: Setup) -> float:
-    clients = setup.experiment.clients
-    return clients.weight_decay / (setup.experiment.sampling.cohort if clients.split_decay else 1)
-
-
-def _regression(x: Tensor, owners: Tensor, decay: float) -> Regression:
+def _regression(x: Tensor, owners: Tensor, width: int, decay: float) -> Regression:
+    """``decay`` is what every client adds of the model itself to its gradient."""
     ids, place, counts = torch.unique(owners.to(x.device), return_inverse=True, return_counts=True)
     n = len(ids)
     weights = 1 / (n * counts[place]).double()
@@ -136,14 +135,14 @@ def _regression(x: Tensor, owners: Tensor, decay: float) -> Regression:
 
     ceiling = of_client(math.sqrt(2) * squares.sqrt())
     return Regression(
-        products(x, weights),
+        softmax_growth(products(x, weights), width) + decay,
         softmax_smoothness(x, weights) + decay,
         of_client(squares / 2) + decay,
         of_client(math.sqrt(2) / 4 * squares.sqrt() * x.abs().amax(1)) + decay,
         # A decayed gradient is as long as the model.
         torch.full_like(ceiling, math.inf) if decay else ceiling,
-        decay,
         len(x),
+        x.shape[1],
     )
 
 

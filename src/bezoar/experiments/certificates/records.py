@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def write(outcome: Outcome, request: Request, folder: Path, command: str | None,
 
 
 def check_free(folder: Path, request: Request) -> None:
-    """Raise ConfigError if ``folder`` holds something else than a certificate of this experiment."""
+    """Raise if ``folder`` holds something else than a certificate of this experiment, or can not be written to."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BezoarError(f"{folder}: can not be written: {there} is {'read-only' if there.is_dir() else 'a file'}")
     known = folder / CERTIFICATE
     if known.exists():
         try:
