@@ -69,6 +69,7 @@ def test_no_measure_and_quiet(config: Path, tmp_path: Path, capfd: pytest.Captur
         (["certificate-tight", "--method", "radiis"], "did you mean 'radius'"),
         (["certificate-tight", "--k", "true"], "--k is a count or a share"),
         (["certificate-tight", "--k", "70000"], "more than the model's 650 parameters"),
+        (["certificate-tight", "--out", __file__], "can not be written"),
         (["certificate-tight", "--c", "-1"], "c must be a positive number"),
         (["certificate-tight", "--set", "defence=none"], "clipped"),
         (["certificate-tight", "--set", "adversary.cuont=3"], "did you mean 'count'"),

@@ -85,6 +85,10 @@ class Apart:
         poisoned = log(kept) + log_sum(self.poisoned, longest) if kept else -math.inf
         return Apart(virtual, log(memory), poisoned)
 
+    def shaken(self, *more: float) -> Apart:
+        """The models further apart by the sum of what is given as logarithms: rounding."""
+        return replace(self, virtual=log_sum(self.virtual, *more))
+
     def at(self, lr: float, other: float) -> Apart:
         """The virtual models made with the rate ``other`` instead of ``lr``."""
         return replace(self, virtual=log_sum(self.virtual, log(abs(lr - other)) + self.gap))

@@ -82,9 +82,10 @@ def check_covered(experiment: Experiment) -> None:
         raise UnsupportedError("defence.model_post: a model that is changed after its step is certified by 'crfl'")
     if not isinstance(server, SGD | SparseFed):
         raise UnsupportedError(f"defence.server: the theory covers 'sgd' and 'sparsefed', not {SERVERS.name(server)!r}")
-    if isinstance(server, SparseFed) and server.lr_placement != "outside":
+    if server.lr_placement != "outside" and (isinstance(server, SparseFed) or server.momentum):
         raise UnsupportedError(
-            f"defence.server: the theory has the learning rate outside of error feedback, not {server.lr_placement!r}"
+            f"defence.server: the theory has the learning rate outside of momentum and error feedback, not "
+            f"{server.lr_placement!r}"
         )
     if _momentum(server) and isinstance(server, SparseFed) and server.masking == "subtract":
         raise UnsupportedError(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bezoar.certify.lipschitz import products, softmax_smoothness, with_bias
+from bezoar.certify.lipschitz import products, softmax_growth, softmax_smoothness, with_bias
 from bezoar.errors import BezoarError
+from bezoar.experiments.certificates._covered import describe
 from bezoar.experiments.rounds import State, play
 from bezoar.experiments.setup import Setup
 from bezoar.experiments.work import Round, samples, updates_of
@@ -24,18 +25,21 @@ class Regression:
     """What is proved of a cohort's loss if the model is softmax regression.
 
     Attributes:
-        products: mean of |x_i x_j|, clients weighing alike [m, m].
+        growth: by how much the gradients' mean changes on the server's width, l1 per unit of l1 distance.
         smoothness: beta of the cohort's mean loss, l2.
         own: beta_i of every client's own loss [n], l2.
         mixed: by how much a client's gradient changes in l2 per unit of l1 distance [n].
         ceiling: no gradient of the client is longer than this [n], l2.
+        samples, features: how many the cohort holds, and how many entries each has with its bias entry.
     """
 
-    products: Tensor
+    growth: float
     smoothness: float
     own: Tensor
     mixed: Tensor
     ceiling: Tensor
+    samples: int
+    features: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +48,12 @@ class Fact:
 
     Attributes:
         radius: the clipping radius.
+        start: l2 norm of the clean run's model where these facts were taken: before the round, or before the first.
+        unit: largest relative error of one rounding of the model's numbers.
         norms: lengths of the clean run's updates before clipping [n], None where they were not computed.
         regression: None for other models.
-        update, memory: l2 norms of the clean run's mean update, and of its error memory after the round; None where
-            they were not measured.
+        update, memory, length: l2 norms of the clean run's mean update, and of its error memory and model after the
+            round; None where they were not measured.
     """
 
     round: int
@@ -55,10 +61,13 @@ class Fact:
     attackers: int
     cohort: int
     radius: float
+    start: float
+    unit: float
     norms: Tensor | None = None
     regression: Regression | None = None
     update: float | None = None
     memory: float | None = None
+    length: float | None = None
 
     @property
     def honest(self) -> float:
@@ -79,8 +88,7 @@ def round_of(setup: Setup, t: int) -> tuple[Round, int]:
     """Round t of ``setup`` as if nobody attacked, and how many of its clients would."""
     experiment = setup.experiment
     lr = experiment.learning_rate.at(t, experiment.rounds)
-    per_round = experiment.adversary.per_round
-    cohort = experiment.sampling.draw(setup.federation.n, t - 1, experiment.seed, setup.malicious, per_round)
+    cohort = setup.draw(t)
     present = np.intersect1d(cohort, setup.malicious, assume_unique=True)
     attackers = len(present) if experiment.adversary.active(t) else 0
     nobody = np.empty(0, dtype=np.int64)
@@ -92,23 +100,29 @@ class Facts:
 
     def __init__(self, setup: Setup, lengths: bool) -> None:
         self._setup, self._lengths = setup, lengths
+        experiment, clients = setup.experiment, setup.experiment.clients
+        self._width = describe(experiment, len(setup.weights)).width
+        self._decay = clients.weight_decay / (experiment.sampling.cohort if clients.split_decay else 1)
         self._known: tuple[bytes, Regression] | None = None
 
     def at(self, t: int) -> Fact:
         """The facts of round t, at the setup's present model."""
         at, attackers = round_of(self._setup, t)
-        radius = self._setup.experiment.defence.radius(at.lr)
+        radius, weights = self._setup.experiment.defence.radius(at.lr), self._setup.weights
+        unit = torch.finfo(weights.dtype).eps / 2
+        fact = Fact(t, at.lr, attackers, len(at.cohort), radius, float(weights.double().norm()), unit)
         if not is_softmax_regression(self._setup.model):
-            return Fact(t, at.lr, attackers, len(at.cohort), radius)
+            return fact
         batch, _ = samples(at)
         norms = updates_of(at, batch, {})[0].squared_norms().sqrt() if self._lengths else None
         key = b"" if batch.rows is None or self._setup.experiment.data.augment else batch.rows.numpy().tobytes()
         if self._known is None or not key or self._known[0] != key:
-            self._known = key, _regression(with_bias(batch.inputs), batch.owners)
-        return Fact(t, at.lr, attackers, len(at.cohort), radius, norms, self._known[1])
+            self._known = key, _regression(with_bias(batch.inputs), batch.owners, self._width, self._decay)
+        return replace(fact, norms=norms, regression=self._known[1])
 
 
-def _regression(x: Tensor, owners: Tensor) -> Regression:
+def _regression(x: Tensor, owners: Tensor, width: int, decay: float) -> Regression:
+    """``decay`` is what every client adds of the model itself to its gradient."""
     ids, place, counts = torch.unique(owners.to(x.device), return_inverse=True, return_counts=True)
     n = len(ids)
     weights = 1 / (n * counts[place]).double()
@@ -119,12 +133,16 @@ def _regression(x: Tensor, owners: Tensor) -> Regression:
         mean: Tensor = totals / counts
         return mean
 
+    ceiling = of_client(math.sqrt(2) * squares.sqrt())
     return Regression(
-        products(x, weights),
-        softmax_smoothness(x, weights),
-        of_client(squares / 2),
-        of_client(math.sqrt(2) / 4 * squares.sqrt() * x.abs().amax(1)),
-        of_client(math.sqrt(2) * squares.sqrt()),
+        softmax_growth(products(x, weights), width) + decay,
+        softmax_smoothness(x, weights) + decay,
+        of_client(squares / 2) + decay,
+        of_client(math.sqrt(2) / 4 * squares.sqrt() * x.abs().amax(1)) + decay,
+        # A decayed gradient is as long as the model.
+        torch.full_like(ceiling, math.inf) if decay else ceiling,
+        len(x),
+        x.shape[1],
     )
 
 

@@ -16,6 +16,7 @@ from bezoar.attacks import ATTACKS, Attack, AttackContext, Knowledge, Tests, Upd
 from bezoar.attacks.base import stack
 from bezoar.certify.prediction import endurance
 from bezoar.certify.radius import linear
+from bezoar.data import UniformSampling
 from bezoar.experiments.certificates._bounds import March
 from bezoar.experiments.certificates._facts import rounds
 from bezoar.experiments.certificates._predictions import Predictions, scores, test_features
@@ -152,13 +153,16 @@ def search(
     """
     trials = []
     kinds = list(_kinds(clean, path, predictions).items())
-    everyone = experiment.sampling.cohort == clean.federation.n and experiment.adversary.per_round is None
+    uniform = isinstance(experiment.sampling, UniformSampling) and experiment.adversary.per_round is None
+    everyone = uniform and experiment.sampling.cohort == clean.federation.n
+    # The certificate holds whatever attackers know.
+    adversary = experiment.adversary.model_copy(update={"knowledge": Knowledge.DEFENCE})
     for i in range(request.attacks):
         name, make = kinds[i % len(kinds)]
         attack = make(i)
         if not i % 20:
             request.progress(f"attack {i + 1} of {request.attacks}")
-        attacked = experiment.model_copy(update={"attack": attack})
+        attacked = experiment.model_copy(update={"attack": attack, "adversary": adversary})
         malicious = clean.malicious
         if everyone:
             draws = numpy_generator(experiment.seed, "certificate's attackers", i)

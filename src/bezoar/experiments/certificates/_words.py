@@ -146,8 +146,8 @@ def _verdict(cell: Cell) -> list[str]:
         sure, right = int(found.any.sum()), int((found.any & found.right).sum())
         if sure:
             return [
-                f"{name}: not vacuous. {sure} of {n} predictions ({sure / n:.1%}) can not be changed by any attack of "
-                f"so many clients, {right} of them right; {size}."
+                f"{name}: not vacuous. {sure} of {n} predictions ({sure / n:.1%}) can not be changed, whatever the "
+                f"malicious clients send in their rounds, {right} of them right; {size}."
             ]
         return [f"{name}: VACUOUS. No prediction is certified; {size}."]
     if cell.moved is not None:
@@ -218,6 +218,7 @@ def _rests(cells: Sequence[Cell], assumed: bool) -> list[str]:
             f"Estimated: c >= {cell.c:.3g}, a LOWER estimate near the clean model. The true constant may be far "
             "larger: the recurrence is then no certificate, and the certified radius is what clipped steps reach."
         )
+    said.append("Rounding of the numbers that both runs compute with is counted; see docs/certificates.md.")
     if cell.if_measured is not None and cell.server.sparse and cell.server.k < cell.server.d:
         said.append(
             "Measured on these two runs only: omega. The row that uses it holds if no attack makes top-k leave more "

@@ -58,6 +58,11 @@ def _cell(request: Request, experiment: Experiment) -> Cell:
     cuda = [request.device] if request.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         clean = prepare(experiment.without_attack(), request.data_dir, request.device)
+        poisoned = clean
+        if experiment.attack is not None:
+            poisoned = prepare(experiment, request.data_dir, request.device)
+            # How many samples attackers hold may decide who is drawn: the twins' cohorts are those of the attacked run.
+            clean = replace(clean, held=poisoned.held)
         start = clean.weights.clone()
         server = describe(experiment, len(start))
         request.progress(f"k = {server.k} of {server.d} coordinates")
@@ -67,7 +72,7 @@ def _cell(request: Request, experiment: Experiment) -> Cell:
             facts = tuple(plan.at(t) for t in range(1, experiment.rounds + 1))
             return _bounded(request, clean, server, facts, proved, ((), ()))
         run = _Run(request, experiment, clean, proved)
-        found = run.play(prepare(experiment, request.data_dir, request.device))
+        found = run.play(poisoned)
         cell = _bounded(request, clean, server, tuple(run.facts), proved, found.loss_rates)
         sure = None
         if proved:
@@ -116,7 +121,8 @@ class _Run:
                 raise UnsupportedError(
                     f"round {fact.round}: {theirs.attackers} attackers where {fact.attackers} were due"
                 )
-            self.facts.append(replace(fact, update=mine.update, memory=mine.memory))
+            length = float(mine.weights.double().norm())
+            self.facts.append(replace(fact, update=mine.update, memory=mine.memory, length=length))
             gap = (mine.weights.double() - theirs.weights.double()).abs()
             l1.append(float(gap.sum()))
             l2.append(float(gap.norm()))

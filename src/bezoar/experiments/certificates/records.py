@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def write(outcome: Outcome, request: Request, folder: Path, command: str | None,
         lines = (json.dumps(plain(entry), allow_nan=False) + "\n" for entry in outcome.rounds)
         write_atomically(folder / ROUNDS, "".join(lines))
     with guarded(folder):
+        # Of values of k that an older certificate was about.
+        for stale in folder.glob("attacks-k*.csv"):
+            stale.unlink()
         for table in outcome.tables:
             write_atomically(folder / f"{table.name}.csv", table.csv())
         for plot in outcome.plots:
@@ -53,7 +57,10 @@ def write(outcome: Outcome, request: Request, folder: Path, command: str | None,
 
 
 def check_free(folder: Path, request: Request) -> None:
-    """Raise ConfigError if ``folder`` holds something else than a certificate of this experiment."""
+    """Raise if ``folder`` holds something else than a certificate of this experiment, or can not be written to."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BezoarError(f"{folder}: can not be written: {there} is {'read-only' if there.is_dir() else 'a file'}")
     known = folder / CERTIFICATE
     if known.exists():
         try:
