@@ -46,7 +46,7 @@ class Certified:
         """
         right = self.malicious[self.labels == _targets(targets, self.labels)]
         last = int(right.max(initial=ABSTAINED)) + 1 if most is None else most
-        reached = np.array([(right >= m).sum() for m in range(last + 1)])
+        reached = len(right) - np.searchsorted(np.sort(right), np.arange(last + 1))
         return reached / max(1, len(self.labels))
 
 
@@ -129,7 +129,8 @@ def share_bounds(counts: Counts, total: int, alpha: float) -> tuple[NDArray[np.f
     with np.errstate(all="ignore"):
         lower = np.where(hits > 0, betaincinv(np.maximum(hits, 1), misses + 1, alpha), 0.0)
         beyond = np.where(misses > 0, betaincinv(np.maximum(misses, 1), hits + 1, alpha), 0.0)
-    return lower * (1 - _OUTWARD), 1 - beyond * (1 - _OUTWARD)
+    upper = np.where(misses > 0, np.nextafter(1 - beyond * (1 - _OUTWARD), 2.0), 1.0)
+    return lower * (1 - _OUTWARD), np.minimum(upper, 1.0)
 
 
 def label_bounds(
