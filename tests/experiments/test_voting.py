@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +153,35 @@ def test_processes_change_nothing() -> None:
     trainer = Trainer(small(rounds=2, attack="none", adversary={"count": 0}), None, "cpu")
     members = [Member.of(group, 1) for group in disjoint_groups(60, 4, 1)]
     assert np.array_equal(collect(trainer, members, None), collect(trainer, members, None, jobs=2))
+
+
+_ABANDONED = """
+import multiprocessing, os, signal, threading, time
+import numpy as np
+from bezoar.experiments import Experiment
+from bezoar.experiments.certificates.members import Member, Trainer, collect
+
+def killed():
+    while len(multiprocessing.active_children()) < 2:
+        time.sleep(0.05)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    threading.Thread(target=killed).start()
+    trainer = Trainer(Experiment.load(r"FILE"), None, "cpu")
+    collect(trainer, [Member(None, seed) for seed in range(1000)], None, jobs=2)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    small(rounds=20, attack="none", adversary={"count": 0}).dump(tmp_path / "x.toml")
+    script = tmp_path / "abandoned.py"
+    script.write_text(_ABANDONED.replace("FILE", str(tmp_path / "x.toml")))
+    # Its workers hold the pipe open: this returns when the last of them has ended.
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    assert len(done.stdout.split()) == 2
 
 
 def test_crfl_on_digits_keeps_its_promise() -> None:

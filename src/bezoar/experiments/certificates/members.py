@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -185,8 +188,16 @@ _worker: Trainer | None = None
 
 def _start_worker(experiment: Experiment, data_dir: str | Path | None, device: str, threads: int) -> None:
     global _worker
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     torch.set_num_threads(threads)
     _worker = Trainer(experiment, data_dir, device)
+
+
+def _end_with(parent: BaseProcess | None) -> None:
+    """End this process when its parent has ended, however abruptly: it would wait for more work for ever."""
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _in_worker(member: Member) -> list[int]:
