@@ -129,6 +129,17 @@ def test_noise_that_is_not_there_protects_nobody() -> None:
     assert divergence([NoisyRound(0.1, 1.0, 1.0), NoisyRound(0.0, 1.0, 0.0)]) == pytest.approx(0.005)
 
 
+def test_extreme_rounds_are_infinite_not_errors() -> None:
+    assert (
+        divergence([NoisyRound(1.0, 1e300, 1e-200)]) == total_shift([NoisyRound(math.inf, math.inf, 1.0)]) == math.inf
+    )
+    # Nothing contracts what is infinite.
+    assert divergence([NoisyRound(1.0, 1.0, 0.0), NoisyRound(0.0, 1e-300, 1e300)]) == math.inf
+    assert divergence([NoisyRound(1.0, math.inf, 1.0), NoisyRound(0.0, math.inf, 1.0)]) == 0.5
+    assert mean_shift(math.inf, 1.0, 0, 10) == mean_shift(math.inf, 0.0, 1, 10) == 0.0
+    assert mean_shift(math.inf, 1.0, 1, 10) == math.inf
+
+
 def attacks(most: int, push: float, quiet: int = 0) -> list[list[NoisyRound]]:
     rest = [NoisyRound(0.0, 0.3, 1.0)] * quiet
     return [[NoisyRound(m * push, 5.0, 1.0), *rest] for m in range(most + 1)]
@@ -189,6 +200,7 @@ def test_the_published_radius_is_half_of_what_its_premise_gives() -> None:
         (lambda: NoisyRound(-1.0, 1.0, 1.0), "shift >= 0"),
         (lambda: NoisyRound(math.nan, 1.0, 1.0), "shift >= 0"),
         (lambda: NoisyRound(1.0, 0.0, 1.0), "radius > 0"),
+        (lambda: NoisyRound(1.0, 1.0, math.inf), "finite std"),
         (lambda: mean_shift(1.0, 1.0, 1, 0), "cohort"),
         (lambda: mean_shift(-1.0, 1.0, 1, 2), "radius"),
         (lambda: certified_labels([[3, 1]], []), "nobody attacks"),

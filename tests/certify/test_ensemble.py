@@ -134,6 +134,38 @@ def test_disjoint_groups_with_many_clients_are_as_good_as_with_one() -> None:
     assert by_groups.max() > 0
 
 
+def naive(votes: np.ndarray, groups: Groups, n: int, classes: int) -> list[int]:
+    """The bound for known groups as it is written: for every point and rival the largest sums over clients."""
+    found = []
+    for vote in votes.T:
+        counts = np.bincount(vote, minlength=classes)
+        label = int(counts.argmax())
+        held = n
+        for rival in set(range(classes)) - {label}:
+            weight = 1 + (vote == label).astype(int) - (vote == rival)
+            loads = sorted(sum(int(w) for w, g in zip(weight, groups, strict=True) if i in g) for i in range(n))
+            spent = np.cumsum(loads[::-1])
+            held = min(held, int((spent <= counts[label] - counts[rival] - (rival < label)).sum()))
+        found.append(held)
+    return found
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 40))
+def test_searching_from_the_most_groups_on_changes_nothing(seed: int, first: int, block: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, models, classes = int(rng.integers(1, 30)), int(rng.integers(1, 25)), int(rng.integers(2, 5))
+    groups = [rng.choice(n, rng.integers(1, 1 + rng.integers(1, n + 1)), replace=False) for _ in range(models)]
+    if seed % 3 == 0:
+        # Many clients of one kind.
+        groups = [groups[rng.integers(0, 1 + models // 4)] for _ in range(models)]
+    votes = rng.choice(classes, (models, 6), p=rng.dirichlet(np.full(classes, 0.4)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bezoar.certify.ensemble._FIRST_KINDS", first)
+        patch.setattr("bezoar.certify.ensemble._BLOCK", block)
+        assert fixed_groups(votes, groups, n, classes).malicious.tolist() == naive(votes, groups, n, classes)
+
+
 def test_blocks_of_points_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     votes = np.random.default_rng(2).choice(3, (20, 50), p=[0.7, 0.2, 0.1])
     groups = random_subsets(12, 3, 20, seed=0)
@@ -200,6 +232,15 @@ def test_binomials_are_exact(n: int, data: st.DataObject) -> None:
         assert 1 - Fraction(touched(n, k, 3), math.comb(n, k)) == share
 
 
+def test_binomials_of_numpy_integers_do_not_overflow() -> None:
+    counts = [[700, 200, 100]]
+    for kind in (np.int32, np.int64):
+        for n, k in ((62, 31), (80, 20)):
+            assert _costs(kind(n), kind(k)) == _costs(n, k)
+            found = sampled_ensemble(counts, kind(n), kind(k))
+            assert found.malicious.tolist() == sampled_ensemble(counts, n, k).malicious.tolist()
+
+
 def test_binomials_beyond_floats() -> None:
     n, k = 100_000, 200
     assert math.comb(n, k) > 10**400
@@ -245,6 +286,8 @@ def test_groups_are_disjoint_even_and_of_the_seed() -> None:
         (lambda: sampled_ensemble([[3, 1]], 5, 0), "k must be in 1..5"),
         (lambda: sampled_ensemble([[3, 1]], 5, 2, alpha=0.0), "alpha"),
         (lambda: all_subsets(1000, 10), "sample them"),
+        (lambda: all_subsets(1400, 700), r"about 10\^419 subsets .* sample them"),
+        (lambda: exact_ensemble([[3, 1]], 100_000, 50_000), r"about 10\^30100 subsets"),
         (lambda: random_subsets(5, 2, 0, seed=0), "at least 1"),
         (lambda: touched(5, 2, 6), "0..5"),
         (lambda: disjoint_groups(3, 4, seed=0), "1..3"),

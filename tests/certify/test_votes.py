@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -32,6 +33,13 @@ def test_clopper_pearson_is_where_the_tail_is_alpha(total: int, data: st.DataObj
         assert 1 - tail(hits + 1, total, upper) == pytest.approx(alpha, rel=1e-6, abs=1e-12)
     else:
         assert upper == 1
+
+
+def test_upper_bounds_near_one_are_not_rounded_below_it() -> None:
+    for total, alpha in ((7, 5e-9), (100, 1e-14), (1000, 1e-14)):
+        _, upper = share_bounds(np.array([total - 1]), total, alpha)
+        # The probability of at most total - 1 hits, exactly.
+        assert 1 - Fraction(float(upper[0])) ** total <= Fraction(alpha)
 
 
 def test_bounds_hold_as_often_as_they_say() -> None:
@@ -122,3 +130,12 @@ def test_targets_must_fit() -> None:
         certified.accuracy([0])
     with pytest.raises(ConfigError, match="one whole number a point"):
         certified.accuracy([0.0, 1.0])
+
+
+def test_certified_accuracy_counts_every_number_of_clients() -> None:
+    rng = np.random.default_rng(0)
+    labels, malicious = rng.integers(0, 2, 40), rng.integers(-1, 6, 40)
+    labels[malicious < 0] = ABSTAINED
+    targets = rng.integers(0, 2, 40)
+    found = Certified(labels, malicious).accuracy(targets, most=7)
+    assert found.tolist() == [((labels == targets) & (malicious >= m)).mean() for m in range(8)]

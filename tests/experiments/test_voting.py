@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +155,35 @@ def test_processes_change_nothing() -> None:
     assert np.array_equal(collect(trainer, members, None), collect(trainer, members, None, jobs=2))
 
 
+_ABANDONED = """
+import multiprocessing, os, signal, threading, time
+import numpy as np
+from bezoar.experiments import Experiment
+from bezoar.experiments.certificates.members import Member, Trainer, collect
+
+def killed():
+    while len(multiprocessing.active_children()) < 2:
+        time.sleep(0.05)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    threading.Thread(target=killed).start()
+    trainer = Trainer(Experiment.load(r"FILE"), None, "cpu")
+    collect(trainer, [Member(None, seed) for seed in range(1000)], None, jobs=2)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    small(rounds=20, attack="none", adversary={"count": 0}).dump(tmp_path / "x.toml")
+    script = tmp_path / "abandoned.py"
+    script.write_text(_ABANDONED.replace("FILE", str(tmp_path / "x.toml")))
+    # Its workers hold the pipe open: this returns when the last of them has ended.
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    assert len(done.stdout.split()) == 2
+
+
 def test_crfl_on_digits_keeps_its_promise() -> None:
     attacked = noisy(
         data__partition={"kind": "iid", "clients": 600},
@@ -218,6 +250,7 @@ def test_the_clipped_model_and_its_noise_are_the_trained_one() -> None:
         ({"defence": {**CRFL, "model_post": [{"kind": "gaussian-noise", "std": 0.1}]}}, "clip, then gaussian-noise"),
         ({"defence": {**CRFL, "server": {"kind": "sparsefed", "k": 10}}}, "SGD without momentum"),
         ({"clients": {"kind": "gradient", "momentum": 0.9}}, "momentum"),
+        ({"sampling": {"kind": "epoch", "cohort": 20, "batch_size": 5}}, "sampling.batch_size"),
     ],
 )
 def test_crfl_refuses_what_the_theory_does_not_cover(change: dict[str, Any], what: str) -> None:
@@ -234,6 +267,11 @@ def test_rest_after_the_attack_is_counted() -> None:
     epochs = noisy(rounds=2, sampling={"kind": "epoch", "cohort": 40})
     shares = [one.shift for one in crfl.attacked_rounds(epochs, 60)[1]]
     assert shares == [mean_shift(1.0, 2.0, 1, 40), mean_shift(1.0, 2.0, 1, 20)]
+    # Nobody sends anything in a round that does not take place; the noise that it counts on is there (model_post).
+    tails = noisy(rounds=2, sampling={"kind": "epoch", "cohort": 40, "skip_tail": True})
+    assert [one.shift for one in crfl.attacked_rounds(tails, 60)[1]] == [mean_shift(1.0, 2.0, 1, 40), 0.0]
+    boundless = noisy(rounds=1, defence__pipeline=[{"kind": "clip", "radius": float("inf")}, "mean"])
+    assert [one[0].ratio for one in crfl.attacked_rounds(boundless, 60)] == [0.0, 2 * 15.0 / 0.25]
 
 
 @pytest.mark.parametrize(
@@ -255,6 +293,21 @@ def test_options_out_of_range() -> None:
         ensemble.certify(small(), k=10, models=None)
     with pytest.raises(ConfigError, match="models"):
         crfl.certify(noisy(), models=0)
+
+
+def test_what_can_not_work_is_refused_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(self: Trainer, member: Member) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(Trainer, "train", train)
+    for alpha in (0.0, 1.0, float("nan")):
+        with pytest.raises(ConfigError, match="alpha"):
+            ensemble.certify(small(), k=5, models=3, alpha=alpha)
+        with pytest.raises(ConfigError, match="alpha"):
+            crfl.certify(noisy(), models=3, alpha=alpha)
+    # 60 clients in 13 groups: the first have 5, the last 4.
+    with pytest.raises(ConfigError, match="out of range for n=4"):
+        flcert.certify(small(defence={"preset": "trimmed-mean", "f": 2}), groups=13)
 
 
 def test_a_method_checks_its_options() -> None:

@@ -93,6 +93,17 @@ def test_skipped_rounds_have_noise_too() -> None:
     assert float(moved.std()) == pytest.approx(0.05, rel=0.15)
 
 
+def test_rounds_that_do_not_take_place_have_noise_too() -> None:
+    experiment = tiny(attack="none", defence=CRFL, sampling={"kind": "epoch", "cohort": 400, "skip_tail": True})
+    setup = prepare(experiment, None, torch.device("cpu"))
+    state, _, _ = play(setup, State())
+    before = setup.weights.clone()
+    _, record, _ = play(setup, state)
+    assert "tail of an epoch" in record["skipped"]
+    clipped = before * min(1.0, 2.2 / float(before.norm()))
+    assert torch.equal(setup.weights, ModelNoise(0.05)(clipped, 2, generator(experiment.seed, "model post", 2, 1)))
+
+
 def test_runs_repeat_and_resume(tmp_path: Path) -> None:
     experiment = tiny(defence=CRFL)
     whole, again = run(experiment), run(experiment)

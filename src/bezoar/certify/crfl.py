@@ -63,7 +63,7 @@ def contraction(radius: float, std: float) -> float:
     For any f-divergence. It is the largest total variation distance between N(u, std^2) and N(v, std^2) with u, v in
     the ball; 1 without noise.
     """
-    if std == 0:
+    if std == 0 or radius == math.inf:
         return 1.0
     _positive("radius", radius)
     _positive("std", std)
@@ -80,8 +80,8 @@ class NoisyRound:
     std: float
 
     def __post_init__(self) -> None:
-        if not (self.shift >= 0 and self.radius > 0 and self.std >= 0):
-            raise ConfigError(f"a round needs shift >= 0, radius > 0 and std >= 0, got {self}")
+        if not (self.shift >= 0 and self.radius > 0 and self.std >= 0 and math.isfinite(self.std)):
+            raise ConfigError(f"a round needs shift >= 0, radius > 0 and a finite std >= 0, got {self}")
 
     @property
     def ratio(self) -> float:
@@ -121,8 +121,8 @@ def divergence(rounds: Sequence[NoisyRound]) -> float:
     bound = 0.0
     for one in rounds:
         if one.shift > 0:
-            bound += one.ratio**2 / 2
-        elif bound > 0:
+            bound += one.ratio * one.ratio / 2
+        elif 0 < bound < math.inf:
             bound *= contraction(one.radius, one.std)
     return bound
 
@@ -134,6 +134,8 @@ def mean_shift(radius: float, lr: float, malicious: int, cohort: int) -> float:
     """
     if not (radius >= 0 and lr >= 0 and malicious >= 0 and cohort >= 1):
         raise ConfigError(f"{radius=}, {lr=}, {malicious=} must be >= 0 and {cohort=} >= 1")
+    if not (lr and malicious):
+        return 0.0
     return lr * 2 * radius * min(malicious, cohort) / cohort
 
 

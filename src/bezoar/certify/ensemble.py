@@ -12,8 +12,11 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from bezoar.certify.votes import (
     ABSTAINED,
     Certified,
+    Counts,
     check_counts,
     check_votes,
     count_votes,
@@ -31,11 +35,17 @@ from bezoar.certify.votes import (
 from bezoar.errors import ConfigError
 from bezoar.seeding import numpy_generator
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 #: More subsets than this are not enumerated.
 MOST_SUBSETS = 100_000
 
-#: Clients times points that are looked at together: 32 MB of numbers.
-_BLOCK = 4_000_000
+#: Kinds of clients times points that are looked at together: 8 MB of numbers.
+_BLOCK = 1_000_000
+
+#: With so many kinds of clients, those in the most groups, the search for the worst begins.
+_FIRST_KINDS = 64
 
 
 def touched(n: int, k: int, m: int) -> int:
@@ -44,19 +54,28 @@ def touched(n: int, k: int, m: int) -> int:
     >>> touched(5, 2, 1), round(touched(1000, 10, 20) / math.comb(1000, 10), 4)
     (4, 0.1837)
     """
-    _check_sizes(n, k)
+    n, k = _sizes(n, k)
     if not 0 <= m <= n:
         raise ConfigError(f"m={m} malicious of n={n} clients: 0..{n} are possible")
-    return math.comb(n, k) - math.comb(n - m, k)
+    return math.comb(n, k) - math.comb(n - operator.index(m), k)
 
 
-def _check_sizes(n: int, k: int) -> None:
+def _sizes(n: int, k: int) -> tuple[int, int]:
+    """``n`` and ``k`` as integers of any length: NumPy's would overflow unnoticed."""
+    n, k = operator.index(n), operator.index(k)
     if not 1 <= k <= n:
         raise ConfigError(f"subsets of k={k} of n={n} clients: k must be in 1..{n}")
+    return n, k
+
+
+def _shown(count: int) -> str:
+    """A count in words, however long."""
+    return str(count) if count < 10**9 else f"about 10^{int(math.log10(count))}"
 
 
 def _costs(n: int, k: int) -> list[int]:
     """What m = 0, 1, ... malicious clients can take off a lead, 2 (C(n, k) - C(n - m, k)), until it is everything."""
+    n, k = _sizes(n, k)
     total = left = math.comb(n, k)
     costs, m = [0], 0
     while costs[-1] <= total and m < n:
@@ -68,10 +87,10 @@ def _costs(n: int, k: int) -> list[int]:
 
 def all_subsets(n: int, k: int) -> list[NDArray[np.int64]]:
     """Every k-subset of the clients 0..n-1, in lexicographic order. Raises ConfigError for too many of them."""
-    _check_sizes(n, k)
+    n, k = _sizes(n, k)
     if math.comb(n, k) > MOST_SUBSETS:
         raise ConfigError(
-            f"there are {math.comb(n, k):.3g} subsets of {k} of {n} clients, more than {MOST_SUBSETS}: sample them"
+            f"there are {_shown(math.comb(n, k))} subsets of {k} of {n} clients, more than {MOST_SUBSETS}: sample them"
         )
     return [np.array(subset, dtype=np.int64) for subset in itertools.combinations(range(n), k)]
 
@@ -79,7 +98,7 @@ def all_subsets(n: int, k: int) -> list[NDArray[np.int64]]:
 def random_subsets(n: int, k: int, models: int, seed: int) -> list[NDArray[np.int64]]:
     """``models`` k-subsets of the clients 0..n-1, each drawn uniformly and independently of the others (a subset may
     come twice: the bounds of :func:`sampled_ensemble` count on it), sorted."""
-    _check_sizes(n, k)
+    n, k = _sizes(n, k)
     if models < 1:
         raise ConfigError(f"models must be at least 1, got {models}")
     draws: Iterator[np.random.Generator] = (numpy_generator(seed, "subset", i) for i in range(models))
@@ -99,9 +118,11 @@ def exact_ensemble(counts: ArrayLike, n: int, k: int) -> Certified:
     [5, 3]
     """
     given, total = check_counts(counts)
-    _check_sizes(n, k)
+    n, k = _sizes(n, k)
     if total != math.comb(n, k):
-        raise ConfigError(f"{total} votes a point, but {n} clients have {math.comb(n, k)} subsets of {k}: give all")
+        raise ConfigError(
+            f"{total} votes a point, but {n} clients have {_shown(math.comb(n, k))} subsets of {k}: give all"
+        )
     labels = majority(given)
     costs = _costs(n, k)
     least = leads(given, labels).min(axis=1).tolist()
@@ -126,7 +147,7 @@ def sampled_ensemble(counts: ArrayLike, n: int, k: int, *, alpha: float = 0.001,
         joint: one alpha for all points together.
     """
     given, _ = check_counts(counts)
-    _check_sizes(n, k)
+    n, k = _sizes(n, k)
     labels = majority(given)
     least, most = label_bounds(given, labels, alpha, joint)
     total, costs = math.comb(n, k), _costs(n, k)
@@ -142,11 +163,72 @@ def sampled_ensemble(counts: ArrayLike, n: int, k: int, *, alpha: float = 0.001,
     return Certified(np.where(malicious < 0, ABSTAINED, labels), malicious, 1 - alpha)
 
 
-def _largest(loads: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """The ``count`` largest of each column, falling."""
-    if count < len(loads):
-        loads = np.partition(loads, len(loads) - count, axis=0)[-count:]
-    return np.sort(loads, axis=0)[::-1]
+@dataclass(frozen=True, eq=False)
+class _Kinds:
+    """Clients that are in the same groups are of one kind: P kinds, those in the most groups first.
+
+    ``member`` [P, S] says who is in which group, ``degree`` [P] in how many, ``times`` [P] how many such clients
+    there are. Clients of no group are left out.
+    """
+
+    member: csr_array
+    degree: Counts
+    times: Counts
+
+    @classmethod
+    def of(cls, groups: Sequence[ArrayLike], n: int) -> _Kinds:
+        members = []
+        for j, group in enumerate(groups):
+            ids = np.asarray(group)
+            if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= n:
+                raise ConfigError(f"group {j} must be ids of clients in 0..{n - 1}, at least one")
+            ids = np.sort(ids.astype(np.int64))
+            members.append(ids[np.diff(ids, prepend=-1) > 0])
+        clients = np.concatenate(members)
+        places = np.repeat(np.arange(len(groups), dtype=np.int32), [len(ids) for ids in members])
+        # A stable sort: the groups of a client stay in order.
+        places = places[np.argsort(clients, kind="stable")]
+        degrees = np.bincount(clients, minlength=n)
+        starts = np.cumsum(degrees) - degrees
+        inside: list[Counts] = []
+        degree: list[Counts] = []
+        times: list[Counts] = []
+        for d in np.unique(degrees[degrees > 0])[::-1].tolist():
+            rows = places[starts[degrees == d][:, None] + np.arange(d)]
+            kinds, count = np.unique(rows.view(np.dtype((np.void, rows.itemsize * d))).reshape(-1), return_counts=True)
+            inside.append(kinds.view(np.int32))
+            degree.append(np.full(len(kinds), d, dtype=np.int64))
+            times.append(count)
+        from scipy.sparse import csr_array
+
+        columns, falling = np.concatenate(inside), np.concatenate(degree)
+        pointers = np.concatenate([[0], np.cumsum(falling)])
+        member = csr_array((np.ones(len(columns), dtype=np.int64), columns, pointers), (len(falling), len(groups)))
+        return cls(member, falling, np.concatenate(times))
+
+
+def _held(loads: Counts, times: Counts, lead: Counts, rest: int) -> tuple[Counts, Counts]:
+    """How many clients can be malicious before their loads spend the ``lead`` [Q]: the least and the most [Q].
+
+    ``loads`` [P, Q] are those of P kinds with ``times`` [P] clients each; there may be others with loads up to
+    ``rest`` (0: there are none, and all together spend every lead).
+    """
+    order = np.argsort(-loads, axis=0, kind="stable")
+    loads, number = np.take_along_axis(loads, order, axis=0), times[order]
+    nothing = np.zeros((1, loads.shape[1]), dtype=np.int64)
+    spent = np.concatenate([nothing, np.cumsum(loads * number, axis=0)])
+    taken = np.concatenate([nothing, np.cumsum(number, axis=0)])
+    fit, above = (spent[1:] <= lead).sum(axis=0), (loads > rest).sum(axis=0)
+    columns = np.arange(loads.shape[1])
+
+    def until(kinds: Counts, load: Counts | int) -> Counts:
+        """The first ``kinds`` [Q] whole, then as many clients with that ``load`` as there is lead left for."""
+        found: Counts = taken[kinds, columns] + (lead - spent[kinds, columns]) // np.maximum(load, 1)
+        return found
+
+    next_load = loads[np.minimum(fit, len(loads) - 1), columns]
+    most = np.where(fit < len(loads), until(fit, next_load), np.iinfo(np.int64).max)
+    return np.where(fit < above, most, until(np.minimum(fit, above), rest)), most
 
 
 def fixed_groups(votes: ArrayLike, groups: Sequence[ArrayLike], n: int, classes: int) -> Certified:
@@ -170,29 +252,24 @@ def fixed_groups(votes: ArrayLike, groups: Sequence[ArrayLike], n: int, classes:
     given = check_votes(votes, classes)
     if len(groups) != len(given):
         raise ConfigError(f"{len(given)} models vote, but there are {len(groups)} groups")
-    from scipy.sparse import coo_array
-
-    members = []
-    for j, group in enumerate(groups):
-        ids = np.asarray(group)
-        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= n:
-            raise ConfigError(f"group {j} must be ids of clients in 0..{n - 1}, at least one")
-        members.append(np.unique(ids))
-    # Clients of no group take nothing. Of the others a few at the top are enough: each takes one at least, until the
-    # lead is spent.
-    clients, rows = np.unique(np.concatenate(members), return_inverse=True)
-    places = np.repeat(np.arange(len(groups)), [len(ids) for ids in members])
-    member = coo_array((np.ones(len(rows), dtype=np.int64), (rows, places)), (len(clients), len(groups))).tocsr()
+    kinds = _Kinds.of(groups, n)
     counts = count_votes(given, classes)
     labels = majority(counts)
     lead = leads(counts, labels)
     malicious = np.full(len(labels), n, dtype=np.int64)
-    step = max(1, _BLOCK // len(clients))
-    for start in range(0, len(labels), step):
-        part = slice(start, start + step)
-        for rival in range(classes):
-            weight = 1 + (given[:, part] == labels[part]).astype(np.int64) - (given[:, part] == rival)
-            spent = np.cumsum(_largest(member @ weight, len(groups) + 1), axis=0)
-            held = np.where(labels[part] == rival, n, (spent <= lead[part, rival]).sum(axis=0))
-            malicious[part] = np.minimum(malicious[part], held)
+    for rival in range(classes):
+        todo, size = np.flatnonzero(labels != rival), _FIRST_KINDS
+        # Only those in the most groups matter, mostly: nobody's load is more than twice the number of its groups.
+        while len(todo):
+            size = min(size, len(kinds.degree))
+            rest = 2 * int(kinds.degree[size]) if size < len(kinds.degree) else 0
+            member = kinds.member[:size]
+            step, unsettled = max(1, _BLOCK // max(size, len(given))), []
+            for part in np.split(todo, range(step, len(todo), step)):
+                weight = 1 + (given[:, part] == labels[part]).astype(np.int64) - (given[:, part] == rival)
+                least, most = _held(member @ weight, kinds.times[:size], lead[part, rival], rest)
+                # Their other rivals may have settled them already.
+                malicious[part] = np.minimum(malicious[part], most)
+                unsettled.append(part[least < malicious[part]])
+            todo, size = np.concatenate(unsettled), 4 * size
     return Certified(labels, malicious)

@@ -46,7 +46,7 @@ class Certified:
         """
         right = self.malicious[self.labels == _targets(targets, self.labels)]
         last = int(right.max(initial=ABSTAINED)) + 1 if most is None else most
-        reached = np.array([(right >= m).sum() for m in range(last + 1)])
+        reached = len(right) - np.searchsorted(np.sort(right), np.arange(last + 1))
         return reached / max(1, len(self.labels))
 
 
@@ -96,6 +96,12 @@ def check_counts(counts: ArrayLike) -> tuple[Counts, int]:
     return given.astype(np.int64), int(sums[0])
 
 
+def check_alpha(alpha: float) -> None:
+    """Raise ConfigError unless ``alpha`` is a probability that leaves some confidence."""
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha must be between 0 and 1, got {alpha}")
+
+
 def majority(counts: Counts) -> Counts:
     """The class with the most votes [N]; of equal ones the lowest."""
     return np.asarray(counts.argmax(axis=1), dtype=np.int64)
@@ -123,13 +129,13 @@ def share_bounds(counts: Counts, total: int, alpha: float) -> tuple[NDArray[np.f
     """
     from scipy.special import betaincinv
 
-    if not 0 < alpha < 1:
-        raise ConfigError(f"alpha must be between 0 and 1, got {alpha}")
+    check_alpha(alpha)
     hits, misses = counts.astype(np.float64), (total - counts).astype(np.float64)
     with np.errstate(all="ignore"):
         lower = np.where(hits > 0, betaincinv(np.maximum(hits, 1), misses + 1, alpha), 0.0)
         beyond = np.where(misses > 0, betaincinv(np.maximum(misses, 1), hits + 1, alpha), 0.0)
-    return lower * (1 - _OUTWARD), 1 - beyond * (1 - _OUTWARD)
+    upper = np.where(misses > 0, np.nextafter(1 - beyond * (1 - _OUTWARD), 2.0), 1.0)
+    return lower * (1 - _OUTWARD), np.minimum(upper, 1.0)
 
 
 def label_bounds(
@@ -141,8 +147,7 @@ def label_bounds(
     ``labels`` may have been read off the same counts: each class is bounded from below and from above, 2 C bounds a
     point, whichever of them are used. With ``joint`` they hold for all points together, else for each point by itself.
     """
-    if not 0 < alpha < 1:
-        raise ConfigError(f"alpha must be between 0 and 1, got {alpha}")
+    check_alpha(alpha)
     points, classes = counts.shape
     lower, upper = share_bounds(counts, int(counts[0].sum()), alpha / (2 * classes * (points if joint else 1)))
     rows = np.arange(points)

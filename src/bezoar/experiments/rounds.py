@@ -112,6 +112,7 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     after = replace(state, round=t, past={}, traffic=ledger)
     if not played:
         clock.stop("aggregation")
+        _finish_model(setup, t)
         left = f"{len(cohort)} clients" if len(cohort) > 1 else "one client"
         record |= {"skipped": f"tail of an epoch: only {left} left", "attackers": 0, "attacking": False}
         return after, record, clock.seconds
@@ -170,8 +171,8 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
 
 
 def _finish_model(setup: Setup, t: int) -> None:
-    """What the server does with the model itself at the end of a round, skipped or not: a certificate that counts on
-    its noise counts on it in every round."""
+    """What the server does with the model itself at the end of a round, also of one that was skipped or not played: a
+    certificate that counts on its noise counts on it in every round."""
     for i, part in enumerate(setup.experiment.defence.model_post):
         with torch.no_grad():
             setup.weights.copy_(part(setup.weights, t, generator(setup.experiment.seed, "model post", t, i)))

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from bezoar.aggregation import Clip, Mean, Pipeline
 from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, mean_shift, total_shift
-from bezoar.certify.votes import count_votes, label_bounds, majority
+from bezoar.certify.votes import check_alpha, count_votes, label_bounds, majority
+from bezoar.data import EpochSampling
 from bezoar.errors import ConfigError
 from bezoar.experiments.certificates.members import Member, Progress, Trainer, collect
 from bezoar.experiments.certificates.outcome import Attacked, Certificate
@@ -57,13 +58,14 @@ def certify(
     """
     if models < 1 or copies < 0 or jobs < 1:
         raise ConfigError(f"models and jobs must be at least 1, copies at least 0, got {models}, {jobs}, {copies}")
+    check_alpha(alpha)
     check(experiment)
     trainer = Trainer(experiment.without_attack(), data_dir, device)
+    attacks = attacked_rounds(experiment, trainer.clients)
     members = [Member(None, derive(experiment.seed, "training", i)) for i in range(models)]
     folder = None if out is None else Path(out)
     votes = collect(trainer, members, folder and folder / "votes", data_dir=data_dir, jobs=jobs, progress=progress)
     counts = count_votes(votes, trainer.classes)
-    attacks = attacked_rounds(experiment, trainer.clients)
     attacked = None
     poisoned = Trainer(experiment, data_dir, device) if experiment.attack is not None else None
     if poisoned is not None:
@@ -111,6 +113,11 @@ def check(experiment: Experiment) -> None:
             "defence.server, clients: the certificate needs SGD without momentum (what it remembers carries the attack "
             "past the noise)"
         )
+    if isinstance(experiment.sampling, EpochSampling) and experiment.sampling.batch_size:
+        raise ConfigError(
+            "sampling.batch_size: the certificate needs cohorts that do not depend on how many samples clients hold or "
+            "say they hold; leave it out"
+        )
     kinds = [type(part) for part in defence.model_post]
     if kinds != [ClipModel, ModelNoise]:
         raise ConfigError(f"defence.model_post: the certificate needs clip, then gaussian-noise, {right}")
@@ -125,7 +132,7 @@ def rounds(experiment: Experiment, malicious: int, cohorts: Sequence[int]) -> li
     for t, cohort in enumerate(cohorts, 1):
         lr = experiment.learning_rate.at(t, experiment.rounds)
         shift = 0.0
-        if experiment.adversary.active(t):
+        if experiment.adversary.active(t) and experiment.sampling.plays(cohort):
             step = experiment.clients.server_lr(lr)
             shift = mean_shift(experiment.defence.radius(lr), step, malicious, cohort)
         found.append(NoisyRound(shift, clip.at(t), noise.std))

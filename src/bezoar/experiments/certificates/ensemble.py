@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from bezoar.certify.ensemble import all_subsets, exact_ensemble, fixed_groups, random_subsets, sampled_ensemble
-from bezoar.certify.votes import count_votes, majority
+from bezoar.certify.votes import check_alpha, count_votes, majority
 from bezoar.data.dataset import Indices
 from bezoar.errors import ConfigError
 from bezoar.experiments.certificates.members import Member, Progress, Trainer, collect
@@ -53,6 +53,7 @@ def certify(
     Raises:
         ConfigError: options out of range, or an experiment that can not be divided.
     """
+    check_alpha(alpha)
     trainer = Trainer(experiment.without_attack(), data_dir, device)
     n = trainer.clients
     groups = all_subsets(n, k) if models is None else random_subsets(n, k, models, experiment.seed)
@@ -108,6 +109,8 @@ def vote(
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
     folder = None if out is None else Path(out)
     members = [Member.of(group, experiment.seed) for group in groups]
+    # A defence may need more clients than the smallest group has: better heard before the others are trained.
+    trainer.assemble(min(members, key=Member.size))
     honest = collect(trainer, members, folder and folder / "votes", data_dir=data_dir, jobs=jobs, progress=progress)
     if experiment.attack is None:
         return honest, None

@@ -8,9 +8,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +41,10 @@ class Member:
 
     clients: Indices | None
     seed: int
+
+    def size(self) -> int:
+        """Number of clients it names."""
+        return 0 if self.clients is None else len(self.clients)
 
     @classmethod
     def of(cls, clients: Indices, seed: int) -> Member:
@@ -81,18 +89,23 @@ class Trainer:
             return self.setup.malicious
         return np.flatnonzero(np.isin(member.clients, self.setup.malicious)).astype(np.int64)
 
-    def train(self, member: Member, last: Defence | None = None) -> Setup:
-        """The member after its last round, in which ``last`` replaces the defence if given.
-
-        A model that is no longer finite stops where it is.
-        """
+    def assemble(self, member: Member) -> Setup:
+        """The member before its first round. Raises ConfigError if the experiment does not fit its clients."""
         experiment = self.experiment.model_copy(update={"seed": member.seed})
         federation = self.setup.federation
         if member.clients is not None:
             federation = federation.subset(member.clients)
             fitting = min(experiment.sampling.cohort, federation.n)
             experiment = experiment.model_copy(update={"sampling": replace(experiment.sampling, cohort=fitting)})  # type: ignore[type-var]
-        setup = assemble(experiment, federation, self.malicious_in(member), self.setup.device)
+        return assemble(experiment, federation, self.malicious_in(member), self.setup.device)
+
+    def train(self, member: Member, last: Defence | None = None) -> Setup:
+        """The member after its last round, in which ``last`` replaces the defence if given.
+
+        A model that is no longer finite stops where it is.
+        """
+        setup = self.assemble(member)
+        experiment = setup.experiment
         state, cuda = State(), [self.setup.device] if self.setup.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda), contextlib.suppress(DivergedError):
             for t in range(1, experiment.rounds + 1):
@@ -161,6 +174,11 @@ def _trained(
         try:
             for i, votes in zip(todo, pool.map(_in_worker, [members[i] for i in todo]), strict=True):
                 yield i, torch.tensor(votes)
+        except BrokenProcessPool:
+            raise BezoarError(
+                "a worker process ended abruptly (out of memory?); run the same command to go on, perhaps with fewer "
+                "--jobs"
+            ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -170,8 +188,16 @@ _worker: Trainer | None = None
 
 def _start_worker(experiment: Experiment, data_dir: str | Path | None, device: str, threads: int) -> None:
     global _worker
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     torch.set_num_threads(threads)
     _worker = Trainer(experiment, data_dir, device)
+
+
+def _end_with(parent: BaseProcess | None) -> None:
+    """End this process when its parent has ended, however abruptly: it would wait for more work for ever."""
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _in_worker(member: Member) -> list[int]:

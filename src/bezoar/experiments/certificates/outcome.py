@@ -86,8 +86,12 @@ class Certificate:
 
     @property
     def broken(self) -> int | None:
-        """Points certified for as many malicious clients as attacked, whose label changed nevertheless: 0, or the
-        certificate is wrong (or, with a confidence below 1, unlucky). None without an attack."""
+        """Points certified for as many malicious clients as attacked, whose label changed nevertheless. None without
+        an attack.
+
+        0, or the certificate is wrong, where it is a proof without chance. Else what is certified is the label of more
+        models than those that were trained (all subsets, all noise), and a narrow vote of these may differ from it.
+        """
         if self.attacked is None:
             return None
         held = self.certified.malicious >= self.attacked.malicious
