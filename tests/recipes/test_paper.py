@@ -80,6 +80,9 @@ def test_differences_need_one_row_each() -> None:
     assert check.holds(ROWS, values(clip=15)) is None
     assert Check("attack", {"defence": "clip"}, than=right).holds(ROWS, values(clip=15, sf=1)) is None
     assert Check("attack", left, than=right, by=-5).holds(ROWS, values(clip=5, sf=10)) is True
+    # What is equal does not exceed.
+    assert Check("attack", left, than=right).holds(ROWS, values(clip=10, sf=10)) is False
+    assert Check("attack", left, than=right).holds(ROWS, values(clip=10.1, sf=10)) is True
 
 
 def test_trends_follow_the_axis() -> None:

@@ -18,7 +18,7 @@ A recipe's ``[paper]`` table has a ``title``, perhaps other names of the recipe 
 ``at`` gives labels of the grid; an axis that is left out means all of its values. A check is about means over seeds:
 
 - ``above`` or ``below`` (or both): every row ``at`` lies there,
-- ``than`` and ``by``: the row ``at`` exceeds the row ``than`` by at least ``by`` (which may be negative),
+- ``than`` and ``by``: the row ``at`` exceeds the row ``than``, by at least ``by`` (which may be negative),
 - ``along`` and ``trend``: over the values of that axis the metric ``"rises"`` or ``"falls"`` from the first to the
   last, and no step goes the other way by more than ``slack``.
 
@@ -159,8 +159,8 @@ class Check:
             other = [value(row, self.metric) for row in _matching(rows, self.than)]
             if len(other) != 1 or len(found) != 1 or other[0] is None:
                 return None
-            # False where the other is NaN.
-            return found[0] - other[0] >= self.by
+            # False where the other is NaN. Equal numbers exceed each other by nothing.
+            return found[0] - other[0] >= self.by if self.by else found[0] > other[0]
         if self.along is not None:
             fixed = {tuple(sorted((axis, name) for axis, name in row.items() if axis != self.along)) for row in on}
             if len(found) < 2 or len(fixed) > 1:
