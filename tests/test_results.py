@@ -133,3 +133,15 @@ def test_the_page_of_sybils_quotes_the_records() -> None:
         seeds = [[found[sybils, attack, rule, part] for part in ("iid", "Dirichlet 0.3")] for rule in defences]
         shown = [" / ".join(f"{100 * sum(pair) / len(pair):.0f}" for pair in parts) for parts in seeds]
         assert f"| {attack} | {' | '.join(shown)} |" in text, (sybils, attack)
+
+
+def test_the_readme_counts_the_verdicts_that_the_page_gives() -> None:
+    page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    # The readings are a claim of ours, not of the paper's.
+    lines = [line for line in page.splitlines() if line.startswith("| ") and "`sparsefed/readings`" not in line]
+    agrees, partly, differs = (
+        sum(f"| small: **{word}** |" in line for line in lines) for word in ("agrees", "partly", "differs")
+    )
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{agrees + partly + differs} of its claims by stated rules" in readme
+    assert f"{agrees} are confirmed, {partly} in part, {differs} not" in readme
