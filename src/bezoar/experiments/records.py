@@ -97,10 +97,10 @@ def alone(folder: Path, wait: bool = False) -> Iterator[None]:
         BusyError: somebody is inside already, and we do not ``wait``.
         BezoarError: the directory can not be made.
     """
-    handle, made = -1, False
+    handle, made = -1, set[Path]()
     while handle < 0:
         with guarded(folder):
-            made |= not folder.exists()
+            made |= {path for path in (folder, *folder.parents) if not path.exists()}
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder, os.O_RDONLY)
         try:
@@ -116,10 +116,10 @@ def alone(folder: Path, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        if made:
-            # Nothing was recorded: leave nothing behind.
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        # Where nothing was recorded, leave nothing behind; the first that is not empty ends it.
+        with contextlib.suppress(OSError):
+            for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
+                path.rmdir()
         os.close(handle)
 
 
