@@ -114,6 +114,10 @@ def spread(values: Sequence[float], gap: float, bottom: float, top: float) -> li
     return [max(place, bottom + i * gap) for i, place in enumerate(below)]
 
 
+#: Points between a label and its point from which on a line ties them.
+FAR = 10.0
+
+
 def place_labels(
     axes: Axes,
     labels: Sequence[tuple[float, float, str, bool]],
@@ -164,6 +168,8 @@ def place_labels(
             color=INK if strong else MUTED,
             zorder=5,
             annotation_clip=False,
+            # A text that stands off is tied to its point: in a crowd another one may be nearer.
+            arrowprops=_tie(best[2], best[1][1]) if abs(best[1][1]) > FAR else None,
         )
 
 
@@ -182,6 +188,12 @@ _SIDES = (
     ("right", -6.0, -14.0),
 )
 """Alignment and offset in points (72 to the inch, as the figures' dpi) of a label, the most readable ones first."""
+
+
+def _tie(side: str, dy: float) -> dict[str, object]:
+    """A line from the nearest corner of a text to its point."""
+    corner = (1.0 if side == "right" else 0.0, 1.0 if dy < 0 else 0.0)
+    return {"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": corner}
 
 
 def _overlap(a: Box, b: Box) -> float:
