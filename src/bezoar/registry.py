@@ -13,8 +13,8 @@ import inspect
 import itertools
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -51,6 +51,14 @@ def card(part: type[Any]) -> dict[str, str]:
         following = itertools.takewhile(lambda text: text.startswith("    "), lines[i + 1 :])
         found.setdefault(label, " ".join([rest, *following]).replace("    ", " ").strip())
     return {label: " ".join(found[label].split()) for label in ("Formula", *LABELS) if label in found}
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """How a field that holds parts is read from a table (``build``) and written to one (``table``)."""
+
+    build: Callable[[Any], Any]
+    table: Callable[[Any], Any]
 
 
 class Registry(Generic[T]):
@@ -131,8 +139,15 @@ class Registry(Generic[T]):
         Fields that are None are left out, and so are those that the class lists as ``added``, at their defaults:
         experiments from before these existed keep their hashes.
         """
-        values = TypeAdapter(type(part)).dump_python(part, mode="json")
-        values |= {key: self._table_within(getattr(part, key)) for key in self._nested(type(part))}
+        nested = self._nested(type(part))
+        if nested:
+            hints, held = get_type_hints(type(part)), {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}  # type: ignore[arg-type]
+            plain = {key: value for key, value in held.items() if key not in nested}
+            values = {key: TypeAdapter(hints[key]).dump_python(value, mode="json") for key, value in plain.items()}
+            values |= {key: None if held[key] is None else codec.table(held[key]) for key, codec in nested.items()}
+            values = {key: values[key] for key in held}
+        else:
+            values = TypeAdapter(type(part)).dump_python(part, mode="json")
         fresh = added_defaults(type(part))
         kept = {k: v for k, v in values.items() if v is not None and (k not in fresh or v != fresh[k])}
         return {"kind": self.name(part), **kept}
@@ -150,14 +165,17 @@ class Registry(Generic[T]):
     def _table_within(self, part: Any) -> Any:
         return self.table(part)
 
-    def _nested(self, part: type[T]) -> list[str]:
-        """The fields that hold a part of the same sort; they have one as their default."""
-        found = []
+    def _nested(self, part: type[T]) -> dict[str, Codec]:
+        """The fields that hold parts: they say so (:func:`holds`), or have a part of this sort as default."""
+        found = {}
         for spec in dataclasses.fields(part):  # type: ignore[arg-type]
+            if "codec" in spec.metadata:
+                found[spec.name] = spec.metadata["codec"]
+                continue
             factory = spec.default_factory
             default = spec.default if factory is dataclasses.MISSING else factory()
             if type(default) in self._names:
-                found.append(spec.name)
+                found[spec.name] = Codec(self._build_within, self._table_within)
         return found
 
     def _fill(self, part: type[T], values: dict[str, Any]) -> T:
@@ -171,16 +189,44 @@ class Registry(Generic[T]):
             required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
             if required and key not in values:
                 raise ConfigError(f"{self.what} {name!r} needs the parameter {key!r}; parameters: {_parameters(part)}")
-        nested = {key: self._build_within(values[key]) for key in self._nested(part) if key in values}
-        values = {key: value for key, value in values.items() if key not in nested}
+        nested = self._nested(part)
+        if nested:
+            return self._assemble(part, values, nested)
         try:
-            filled: T = TypeAdapter(part).validate_json(json.dumps(values, default=str), strict=True)
-            return dataclasses.replace(filled, **nested) if nested else filled  # type: ignore[type-var]
+            return TypeAdapter(part).validate_json(json.dumps(values, default=str), strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = "".join(f"{step}: " for step in first["loc"])
-            text = str(first["msg"]).removeprefix("Value error, ")
-            raise ConfigError(f"{self.what} {name!r}: {where}{text}") from None
+            raise self._wrong(name, error) from None
+
+    def _assemble(self, part: type[T], values: dict[str, Any], nested: Mapping[str, Codec]) -> T:
+        """As ``_fill`` for a part that holds others: what these are is no matter of types."""
+        name, hints = self._names[part], get_type_hints(part)
+        held = {}
+        for key, value in values.items():
+            if key in nested:
+                held[key] = nested[key].build(value)
+                continue
+            try:
+                held[key] = TypeAdapter(hints[key]).validate_json(json.dumps(value, default=str), strict=True)
+            except ValidationError as error:
+                raise self._wrong(name, error, key) from None
+        try:
+            return part(**held)
+        except ConfigError as error:
+            raise ConfigError(f"{self.what} {name!r}: {error}") from None
+
+    def _wrong(self, name: str, error: ValidationError, *key: str) -> ConfigError:
+        first = error.errors()[0]
+        where = "".join(f"{step}: " for step in (*key, *first["loc"]))
+        text = str(first["msg"]).removeprefix("Value error, ")
+        return ConfigError(f"{self.what} {name!r}: {where}{text}")
+
+
+def holds(build: Callable[[Any], Any], table: Callable[[Any], Any], **options: Any) -> Any:
+    """A dataclass field that holds parts of a registry: how they are read from TOML and written to it.
+
+    ``options`` are those of :func:`dataclasses.field`, e.g. ``default``.
+    """
+    return dataclasses.field(metadata={"codec": Codec(build, table)}, **options)
 
 
 def added_defaults(part: type[Any]) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from bezoar.errors import ConfigError
-from bezoar.priors import PRIORS, Groups, Independent, Prior
+from bezoar.priors import PRIORS, Groups, HonestPrior, Independent
 
 
-def draws(prior: Prior, n: int, times: int = 4000) -> np.ndarray[Any, Any]:
+def draws(prior: HonestPrior, n: int, times: int = 4000) -> np.ndarray[Any, Any]:
     rng = np.random.default_rng(1)
     return np.array([prior.draw(n, rng) for _ in range(times)])
 

@@ -22,6 +22,7 @@ from bezoar import seeding
 from bezoar.errors import ConfigError, HostileRowsError
 from bezoar.kernels.columns import Finish, NotFiniteError, over_sorted
 from bezoar.kernels.gram import Tall
+from bezoar.priors import HonestPrior
 from bezoar.updates.base import Needs, Updates
 from bezoar.updates.convert import as_updates
 from bezoar.updates.held import HeldUpdates
@@ -44,6 +45,7 @@ class Context:
         root_gradient: the server's own update [d], from data it trusts.
         last_aggregate: the previous round's aggregate [d].
         claims: the client weights of all rows [n] and which of them remain [m], where some were excluded.
+        hostile: ids of the clients whose rows were excluded as hostile before the rule ran.
     """
 
     round: int = 0
@@ -52,6 +54,7 @@ class Context:
     root_gradient: Tensor | None = None
     last_aggregate: Tensor | None = None
     claims: tuple[Tensor, Tensor] | None = None
+    hostile: tuple[int, ...] = ()
 
     def select(self, kept: Tensor) -> Context:
         """The same knowledge about the rows ``kept`` [m] only."""
@@ -187,6 +190,19 @@ class Part(ABC):
     def within(self, kept: Tensor, n: int) -> Self:
         """This part for the rows ``kept`` [m] of n; parts that name a row renumber it here."""
         return self.without(n - len(kept))
+
+    def given(self, prior: HonestPrior) -> Self:
+        """This part with ``prior`` wherever it, or a part that it holds, has none of its own."""
+        filled: dict[str, Any] = {}
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if spec.name == "prior" and value is None:
+                filled["prior"] = prior
+            elif isinstance(value, Part):
+                filled[spec.name] = value.given(prior)
+            elif isinstance(value, tuple) and any(isinstance(part, Part) for part in value):
+                filled[spec.name] = tuple(part.given(prior) for part in value)
+        return dataclasses.replace(self, **filled) if filled else self
 
     @property
     def name(self) -> str:
@@ -348,6 +364,8 @@ class Rule(Part):
         part, remaining = self, rows
         if excluded:
             part, remaining, context = self.within(kept, n), rows.select(kept), context.select(kept)
+            hostile = tuple(rows.clients[torch.tensor(list(excluded))].tolist())
+            context = dataclasses.replace(context, hostile=hostile)
             part.check(len(kept))
         if self.weighted and not (weights is not None and (weights[kept.to(weights.device)] > 0).any()):
             raise ConfigError(f"{self.name}: the clients that remain have no weight; excluded: {excluded}")

@@ -31,7 +31,7 @@ from bezoar.errors import ConfigError, nearest
 from bezoar.experiments import readings
 from bezoar.experiments.defence import Defence, defence
 from bezoar.models import MODELS
-from bezoar.priors import PRIORS, Prior
+from bezoar.priors import PRIORS, HonestPrior
 from bezoar.regime import regime
 from bezoar.registry import Registry
 from bezoar.servers.schedules import SCHEDULES, Schedule
@@ -77,7 +77,7 @@ AttackField = Annotated[
 
 
 PriorField = Annotated[
-    Prior | None,
+    HonestPrior | None,
     PlainValidator(lambda table: None if table is None else PRIORS.build(table)),
     PlainSerializer(lambda prior: None if prior is None else PRIORS.table(prior)),
 ]

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bezoar.errors import ConfigError
-from bezoar.priors.base import Prior, check_probability
+from bezoar.priors.base import ENUMERABLE, HonestPrior, check_probability, each, likeliest
+from bezoar.priors.family import Family, Floats, Masks, merged
 
 
 @dataclass(frozen=True)
-class Groups(Prior):
+class Groups(HonestPrior):
     r"""Group g of ``sizes[g]`` consecutive clients is bad with probability ``p``, or ``p[g]``, whatever the others are.
 
     In a bad group every client is malicious with probability ``within``.
 
-    >>> import numpy as np
-    >>> Groups((2, 1), p=(1.0, 0.0)).draw(3, np.random.default_rng(0)).tolist()
-    [False, False, True]
+    >>> Groups((2, 1), p=0.5).weights().round(6).tolist()
+    [0.277778, 0.277778, 0.444444]
     """
 
     sizes: tuple[int, ...]
@@ -35,8 +35,34 @@ class Groups(Prior):
             check_probability("groups", "p", value)
         check_probability("groups", "within", self.within)
 
-    def draw(self, n: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-        if sum(self.sizes) != n:
-            raise ConfigError(f"groups: sizes add up to {sum(self.sizes)}, but there are {n} clients")
-        bad = np.repeat(rng.random(len(self.sizes)) < np.asarray(self.p), self.sizes)
-        return np.asarray(~(bad & (rng.random(n) < self.within)))
+    @property
+    def n(self) -> int:
+        return sum(self.sizes)
+
+    def of(self, n: int) -> Self:
+        if self.n != n:
+            raise ConfigError(f"groups: sizes add up to {self.n}, but there are {n} clients")
+        return self
+
+    def _draw(self, times: int, rng: np.random.Generator) -> Masks:
+        bad = np.repeat(rng.random((times, len(self.sizes))) < np.asarray(self.p), self.sizes, axis=1)
+        return np.asarray(~(bad & (rng.random((times, self.n)) < self.within)))
+
+    def _log_mass(self, honest: Masks) -> Floats:
+        starts = np.cumsum((0, *self.sizes[:-1]))
+        bad = np.add.reduceat(~honest, starts, axis=1).astype(np.float64)
+        p, sizes = each(self.p, len(self.sizes)), np.asarray(self.sizes)
+        # 0 ** 0 is one, as it should be.
+        fallen = p * self.within**bad * (1 - self.within) ** (sizes - bad)
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(fallen + np.where(bad == 0, 1 - p, 0.0)).sum(1))
+
+    def support(self, delta: float = 0.0) -> Family:
+        groups = len(self.sizes)
+        if self.within < 1 or groups > ENUMERABLE:
+            return super().support(delta)
+        fallen = (np.arange(2**groups)[:, None] >> np.arange(groups) & 1).astype(np.bool_)
+        honest = np.repeat(~fallen, self.sizes, axis=1)
+        log_prob = np.asarray(self.log_prob(honest))
+        possible = log_prob > -np.inf
+        return likeliest(merged(honest[possible], log_prob[possible]), delta)

@@ -1,0 +1,72 @@
+"""A list of honest sets with their probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from bezoar.errors import ConfigError
+from bezoar.priors.base import HonestPrior, check_probability, likeliest
+from bezoar.priors.family import Family, Floats, Masks, merged
+
+
+@dataclass(frozen=True)
+class Explicit(HonestPrior):
+    r"""The bad clients are those of ``bad[k]`` (ids, perhaps none) with probability ``p[k]``, of ``clients`` in all.
+
+    >>> Explicit(3, bad=((), (0, 1)), p=(0.75, 0.25)).weights().round(6).tolist()
+    [0.25, 0.25, 0.5]
+    """
+
+    clients: int
+    bad: tuple[tuple[int, ...], ...]
+    p: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.clients, bool) or not isinstance(self.clients, int) or self.clients < 1:
+            raise ConfigError(f"explicit: clients must be a whole number >= 1, got {self.clients!r}")
+        if len(self.bad) != len(self.p) or not self.bad:
+            raise ConfigError(f"explicit: needs one probability a set, got {len(self.bad)} sets and {len(self.p)} p")
+        for value in self.p:
+            check_probability("explicit", "p", value)
+        if abs(sum(self.p) - 1) > 1e-9:
+            raise ConfigError(f"explicit: p must add up to 1, got {sum(self.p):.12g}")
+        for ids in self.bad:
+            wrong = [i for i in ids if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.clients]
+            if wrong or len(set(ids)) < len(ids):
+                raise ConfigError(f"explicit: bad must be different ids from 0 to {self.clients - 1}, got {list(ids)}")
+        if len({frozenset(ids) for ids in self.bad}) < len(self.bad):
+            raise ConfigError("explicit: a set of bad clients is given twice: add their probabilities up")
+
+    @property
+    def n(self) -> int:
+        return self.clients
+
+    def of(self, n: int) -> Self:
+        if self.clients != n:
+            raise ConfigError(f"explicit: this prior is about {self.clients} clients, not about {n}")
+        return self
+
+    def _sets(self) -> Masks:
+        honest = np.ones((len(self.bad), self.clients), dtype=np.bool_)
+        for row, ids in zip(honest, self.bad, strict=True):
+            row[list(ids)] = False
+        return honest
+
+    def _draw(self, times: int, rng: np.random.Generator) -> Masks:
+        p = np.asarray(self.p)
+        drawn: Masks = self._sets()[rng.choice(len(p), size=times, p=p / p.sum())]
+        return drawn
+
+    def _log_mass(self, honest: Masks) -> Floats:
+        known = {row.tobytes(): p for row, p in zip(self._sets(), self.p, strict=True)}
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log([known.get(row.tobytes(), 0.0) for row in np.ascontiguousarray(honest)]))
+
+    def support(self, delta: float = 0.0) -> Family:
+        honest = self._sets()
+        log_prob = np.asarray(self.log_prob(honest))
+        possible = log_prob > -np.inf
+        return likeliest(merged(honest[possible], log_prob[possible]), delta)
