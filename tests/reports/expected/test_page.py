@@ -44,10 +44,6 @@ def test_a_report_has_tables_pictures_and_the_small_form(folder: Path, tmp_path:
     }
     for words in ("reading R1", "sign flip", "worst over attacks", "P(broken)", "bezoar compare fake", "∞", "ALIE"):
         assert words in text, words
-    assert is_expected(out)
-    again = write_report(out, tmp_path / "again")
-    strip = lambda html: html.split("<h2>To reproduce")[0]  # noqa: E731
-    assert len(strip(again.read_text())) == pytest.approx(len(strip(text)), rel=0.01)
 
 
 def test_the_same_records_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
@@ -118,6 +114,12 @@ def test_damaged_folders_are_refused_with_their_place(tmp_path: Path, damage: st
 def test_the_small_form_is_kept_whole(folder: Path, tmp_path: Path) -> None:
     records = load_records(folder)
     keep(records, tmp_path)
+    assert is_expected(tmp_path)
     again = load_records(tmp_path)
     assert (again.name, again.runs, again.commits, again.seeds) == (records.name, 24, ("abc",), (0, 1, 2))
     assert len(again.scores) == len(records.scores)
+    first, second = write_report(folder, tmp_path / "first"), write_report(tmp_path)
+    for name in ("losses.csv", "pairs.csv"):
+        pairs = [(page.parent / "tables" / name).read_text().splitlines()[0] for page in (first, second)]
+        assert pairs[0] == pairs[1]
+    assert 'class="summary">4 rules in 8 regimes, 3 seeds; 24 runs.' in second.read_text()

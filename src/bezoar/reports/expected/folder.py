@@ -1,7 +1,7 @@
 """Runs of expected robustness on disk, as what is reported of them: scores, and where they come from.
 
-Reads a run, a comparison of runs, or the small form that a report leaves (``scores.csv`` and ``scores.json``) and that
-is enough to make the report again.
+Reads a run, a comparison of runs, or their small form (``scores.csv`` and ``scores.json``, see :func:`keep`), which is
+enough to make the report again.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: The axis of which each value is a panel, with colours of its own: losses of two tasks have no common scale.
 PANELS = "task"
 
-_LINE, _COLUMN, _ABOVE, _KEY = 0.19, 0.46, 0.3, 0.42
+_LINE, _COLUMN, _ABOVE, _LEVEL, _CHARACTER = 0.19, 0.74, 0.3, 0.14, 0.05
 _WIDE = 2 * WIDTH
 
 _Values = dict[tuple[str, int], float]
@@ -35,7 +35,7 @@ class _Map:
 
     title: str
     rules: tuple[str, ...]
-    columns: tuple[str, ...]
+    columns: tuple[tuple[str, ...], ...]
     values: _Values
 
 
@@ -110,7 +110,7 @@ def _plot(name: str, title: str, caption: str, board: Board, value: Callable[[Re
     maps = []
     for head, regimes in groups.items():
         rules = tuple(dict.fromkeys(rule for regime in regimes for rule in regime.rules))
-        columns = tuple("\n".join(short(regime.labels.get(axis, ""), 14) for axis in across) for regime in regimes)
+        columns = tuple(tuple(regime.labels.get(axis, "") for axis in across) for regime in regimes)
         values: _Values = {}
         for column, regime in enumerate(regimes):
             for rule in regime.rules:
@@ -118,8 +118,7 @@ def _plot(name: str, title: str, caption: str, board: Board, value: Callable[[Re
                 if found is not None:
                     values[rule, column] = found
         maps.append(_Map(head, rules, columns, values))
-    lines = max(len(across), 1)
-    height = max(_ABOVE + _KEY + _LINE * len(m.rules) + 0.12 * lines for m in maps)
+    height = max(_ABOVE + 0.1 + _LINE * len(m.rules) + _LEVEL * (len(across) + 1) for m in maps)
     panels = tuple(Panel(m.title, partial(_draw, of=m, height=height, axes_names=across)) for m in maps)
     return Plot(name, title, caption, panels, height, _WIDE)
 
@@ -129,7 +128,7 @@ def _draw(figure: FigureBase, *, of: _Map, height: float, axes_names: Sequence[s
 
     texts = [short(rule, 34) for rule in of.rules]
     left = label_width(texts) + 0.12
-    wide = min(_WIDE - left - 0.1, _COLUMN * 1.6 * len(of.columns))
+    wide = min(_WIDE - left - 0.1, _COLUMN * len(of.columns))
     body = _LINE * len(of.rules)
     axes = figure.add_axes((left / _WIDE, (height - _ABOVE - body) / height, wide / _WIDE, body / height))
     if of.title:
@@ -154,9 +153,20 @@ def _draw(figure: FigureBase, *, of: _Map, height: float, axes_names: Sequence[s
                       color="white" if dark else "black")  # fmt: skip
     axes.set_ylim(len(of.rules), 0)
     axes.set_yticks([i + 0.5 for i in range(len(of.rules))], texts, color=INK)
-    axes.set_xticks([i + 0.5 for i in range(len(of.columns))], of.columns, fontsize=6.2)
-    axes.set_xlabel(" / ".join(axes_names), labelpad=1)
+    axes.set_xticks([])
     axes.tick_params(length=0)
+    step = wide / len(of.columns)
+    for up, name in enumerate(reversed(axes_names)):
+        level = len(axes_names) - 1 - up
+        down = (height - _ABOVE - body - 0.1 - _LEVEL * up) / height
+        figure.text((left - 0.06) / _WIDE, down, short(name, 34), color=MUTED, fontsize=6.5, ha="right",
+                    va="center_baseline")  # fmt: skip
+        for first, last in _runs([column[: level + 1] for column in of.columns]):
+            middle = (left + step * (first + last + 1) / 2) / _WIDE
+            text = short(of.columns[first][level], max(3, int(step * (last + 1 - first) / _CHARACTER)))
+            figure.text(middle, down, text, color=INK, fontsize=6.2, ha="center", va="center_baseline")
+            if first and level < len(axes_names) - 1:
+                axes.axvline(first, color=INK, lw=0.8)
     for spine in axes.spines.values():
         spine.set_visible(False)
     for index, color in enumerate(HEAT):  # the key, above the map
@@ -165,6 +175,16 @@ def _draw(figure: FigureBase, *, of: _Map, height: float, axes_names: Sequence[s
         figure.text(across, 1 - 0.13 / height, "■", color=color, fontsize=9, va="center_baseline")
         figure.text(across + 0.018, 1 - 0.13 / height, digits(value, 2), color=MUTED, fontsize=6.5,
                     va="center_baseline")  # fmt: skip
+
+
+def _runs(labels: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:
+    """First and last place of every run of equal labels.
+
+    >>> _runs([("a",), ("a",), ("b",)])
+    [(0, 1), (2, 2)]
+    """
+    starts = [i for i, value in enumerate(labels) if i == 0 or value != labels[i - 1]]
+    return list(zip(starts, [*(start - 1 for start in starts[1:]), len(labels) - 1], strict=True))
 
 
 def _shade(value: float | None, low: float, high: float) -> float:

@@ -11,7 +11,7 @@ from string import Template
 
 from bezoar.reports import style
 from bezoar.reports.expected.board import VIEWS, Board
-from bezoar.reports.expected.folder import Records, keep, load_records
+from bezoar.reports.expected.folder import Records, load_records
 from bezoar.reports.expected.heat import loss_map, tightness_maps
 from bezoar.reports.expected.tables import losses_table, pairs_table, tightness_table
 from bezoar.reports.expected.verdict import leaders
@@ -32,9 +32,9 @@ DEFINITIONS = {
 
 
 def write_page(directory: str | Path, out: str | Path | None = None) -> Path:
-    """Writes ``report.html``, ``tables/``, ``figures/`` and the small form of the records to ``out``.
+    """Writes ``report.html``, ``tables/`` and ``figures/`` to ``out``. The same records give the same bytes.
 
-    Returns the page's path. The same records give the same bytes.
+    Returns the page's path.
     """
     directory = Path(directory)
     records = load_records(directory)
@@ -47,7 +47,6 @@ def write_page(directory: str | Path, out: str | Path | None = None) -> Path:
         (out / "tables" / f"{table.name}.tex").write_text(table.latex(), encoding="utf-8", newline="")
     for plot in _plots(board):
         plot.write(out / "figures")
-    keep(records, out)
     page = out / "report.html"
     partial = page.with_suffix(".html.part")
     partial.write_text(render(records), encoding="utf-8", newline="")
