@@ -40,7 +40,7 @@ def test_a_report_has_tables_pictures_and_the_small_form(folder: Path, tmp_path:
     }
     assert {path.stem for path in (out / "figures").iterdir()} == {
         *(f"expected_{view}" for view in ("mean", "worst")),
-        *(f"tightness_{what}" for what in ("bound", "measured", "ratio", "kappa")),
+        *(f"tightness_{what}" for what in ("bound", "measured", "ratio", "tight")),
     }
     for words in ("reading R1", "sign flip", "worst over attacks", "P(broken)", "bezoar compare fake", "∞", "ALIE"):
         assert words in text, words

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from bezoar.reports.expected import (
     Board,
     Hypothesis,
+    Regime,
     contest,
     is_expected,
     judge,
@@ -89,7 +91,8 @@ def test_regret_is_a_multiple_of_the_best_and_infinite_where_seeds_diverged(boar
         ([("old", "new")], {"skew": ["1"]}, 1.0, "refuted"),
         ([("new", "old")], {"skew": ["0.1"]}, 1.0, "not told apart"),
         ([("new", "old")], {}, 1.0, "confirmed in part"),
-        ([("new", "old"), ("old", "new")], {"skew": ["1"]}, 1.0, "mixed"),
+        ([("new", "old"), ("old", "new")], {"skew": ["1"]}, 1.0, "refuted"),
+        ([("new", "old"), ("new", "absent")], {}, 1.0, "not run"),
         ([("new", "absent")], {}, 1.0, "not run"),
     ],
 )
@@ -98,3 +101,13 @@ def test_hypotheses(
 ) -> None:
     finding = judge(Hypothesis("here", "says", tuple(pairs), "x", where, by), board)
     assert finding.word == word, finding.counts
+
+
+def test_a_hypothesis_that_holds_here_and_fails_there_is_mixed(board: Board) -> None:
+    turned = tuple(
+        dataclasses.replace(score, rule={"new": "old", "old": "new"}.get(score.rule, score.rule), labels={"skew": "2"})
+        for score in board.regimes[1].scores
+    )
+    both = Board("both", (board.regimes[1], Regime({"skew": "2"}, turned)))
+    finding = judge(Hypothesis("here", "says", (("new", "old"),), "x"), both)
+    assert (finding.word, finding.counts) == ("mixed", "holds in 1 of 2, the reverse in 1")

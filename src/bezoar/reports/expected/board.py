@@ -74,6 +74,16 @@ class Regime:
                     found.setdefault(rule, {})[seed] = value
         return found
 
+    def greatest(self, rule: str, read: Callable[[Score], float | None]) -> list[float]:
+        """The greatest value over attacks (none aside) for every seed that has one."""
+        found = []
+        for seed in self.seeds:
+            cells = [self.cell(rule, attack).get(seed) for attack in self.attacks if attack != NONE]
+            values = [value for score in cells if score is not None and (value := read(score)) is not None]
+            if values:
+                found.append(max(values))
+        return found
+
 
 @dataclass(frozen=True)
 class Board:

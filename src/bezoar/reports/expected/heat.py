@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bezoar.reports._bars import HEAT
 from bezoar.reports._drawing import label_width, short
 from bezoar.reports.expected.board import Board, Regime, View, spreads
-from bezoar.reports.expected.scores import NONE, Score
+from bezoar.reports.expected.scores import Score
 from bezoar.reports.expected.statistics import digits, median
 from bezoar.reports.style import INK, MUTED, WIDTH, Panel, Plot
 
@@ -27,6 +27,14 @@ _WIDE = 2 * WIDTH
 _Values = dict[tuple[str, int], float]
 """(Rule, column) -> value; what does not apply is not there."""
 _Read = Callable[[Score], float | None]
+
+#: What is known of a bound and of what was measured.
+TIGHTNESS: dict[str, _Read] = {
+    "bound": lambda score: score.bound,
+    "measured": lambda score: None if score.bound is None else score.holding,
+    "ratio": lambda score: score.ratio,
+    "tight": lambda score: score.tight,
+}
 
 
 @dataclass(frozen=True)
@@ -58,48 +66,23 @@ def loss_map(board: Board, view: View) -> Plot:
 def tightness_maps(board: Board) -> tuple[Plot, ...]:
     """Bound, measurement and their ratio, where rules have a bound: the greatest over attacks, median over seeds."""
     maps = {
-        "bound": ("Bound of the expected error", "What is promised of the expected loss above the minimum", _bound),
-        "measured": ("Measured expected error", "What was measured, of the same honest sets as the bound", _held),
-        "ratio": ("Measured, as a share of the bound", "1 would be tight", _ratio),
-        "kappa": ("How much of kappa was reached", "Squared error of the aggregate / (kappa x variance of the honest "
-                  "rows), the greatest of all honest sets and rounds; 1 would be tight", _tight),
+        "bound": ("Bound of the expected error", "What is promised of the expected loss above the minimum"),
+        "measured": ("Measured expected error", "What was measured, of the same honest sets as the bound"),
+        "ratio": ("Measured, as a share of the bound", "1 would be tight"),
+        "tight": ("How much of kappa was reached", "Squared error of the aggregate / (kappa x variance of the honest "
+                  "rows), the greatest of all honest sets and rounds; 1 would be tight"),
     }  # fmt: skip
     found = []
-    for name, (title, says, read) in maps.items():
+    for name, (title, says) in maps.items():
 
-        def value(regime: Regime, rule: str, read: _Read = read) -> float | None:
-            return _greatest(regime, rule, read)
+        def value(regime: Regime, rule: str, read: _Read = TIGHTNESS[name]) -> float | None:
+            values = regime.greatest(rule, read)
+            return median(values) if values else None
 
         if any(value(regime, rule) is not None for regime in board.regimes for rule in regime.rules):
             caption = f"{says}. The greatest over attacks, median over seeds; –: no bound, ∞: diverged. Logarithmic."
             found.append(_plot(f"tightness_{name}", title, caption, board, value))
     return tuple(found)
-
-
-def _bound(score: Score) -> float | None:
-    return score.bound
-
-
-def _held(score: Score) -> float | None:
-    return None if score.bound is None else score.holding
-
-
-def _ratio(score: Score) -> float | None:
-    return score.ratio
-
-
-def _tight(score: Score) -> float | None:
-    return score.tight
-
-
-def _greatest(regime: Regime, rule: str, read: _Read) -> float | None:
-    per_seed = []
-    for seed in regime.seeds:
-        cells = [regime.cell(rule, attack).get(seed) for attack in regime.attacks if attack != NONE]
-        values = [value for score in cells if score is not None and (value := read(score)) is not None]
-        if values:
-            per_seed.append(max(values))
-    return median(per_seed) if per_seed else None
 
 
 def _plot(name: str, title: str, caption: str, board: Board, value: Callable[[Regime, str], float | None]) -> Plot:
