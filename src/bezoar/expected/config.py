@@ -44,12 +44,12 @@ class Task(Settings):
 
     ``dataset`` is a registered name, divided by ``partition``, or ``"synthetic"``: ``clients`` with ``samples`` each of
     ``features`` numbers. Ridge regression then gets a linear target with noise of standard deviation ``noise``, softmax
-    regression ``classes`` Gaussian classes whose means lie ``separation`` apart. ``heterogeneity`` is how far the target
-    (or the class means) of different groups lie apart, ``alpha`` skews the classes of a group (Dirichlet; left out:
-    none). Groups are consecutive clients, ``groups`` their sizes (empty: every client is its own).
+    regression ``classes`` Gaussian classes whose means lie ``separation`` apart. ``heterogeneity`` is how far the
+    target (or the class means) of different groups lie apart, ``alpha`` skews the classes of a group (Dirichlet; left
+    out: none). Groups are consecutive clients, ``groups`` their sizes (empty: every client is its own).
 
-    Of a registered data set a client takes at most ``samples`` (0: all). With ``groups``, what the ``partition`` divides
-    the data among are the groups; a group's samples are dealt evenly to its members. Ridge regression on classes
+    Of a registered data set a client takes at most ``samples`` (0: all). With ``groups``, the ``partition`` divides the
+    data among the groups; a group's samples are dealt evenly to its members. Ridge regression on classes
     predicts their indicators (least-squares classification).
     """
 
@@ -168,9 +168,9 @@ class LabelledAttack(Settings):
 class Expected(Settings):
     """All rules against all attacks, for every honest set that the prior allows, with the same data.
 
-    Reading ``"R1"``: the honest set S is drawn from ``prior`` once, everybody else attacks with full knowledge, and the
-    model that comes out is scored by the loss of S; the training is run anew for every S. Reading ``"R2"``: everybody is
-    honest, one training, scored by the expected honest loss. The two do not compare, and are never run together.
+    Reading ``"R1"``: the honest set S is drawn from ``prior`` once, everybody else attacks with full knowledge, and
+    the model that comes out is scored by the loss of S; the training is run anew for every S. Reading ``"R2"``:
+    everybody is honest, one training, scored by the expected honest loss. The two do not compare, and are never mixed.
 
     Rules that want a prior are told ``assumed``, by default the true one. All clients take part in every round with the
     gradient of their loss; ``lr`` is the constant step (left out: 1 / L, the largest smoothness constant of the honest
