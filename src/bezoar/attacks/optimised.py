@@ -83,8 +83,8 @@ class _Optimised(UpdateAttack):
         age = int(context.state.get("age", torch.tensor(self.refresh)))
         if age < self.refresh:
             chosen = float(context.state["scale"])
-            state = {**context.state, "age": torch.tensor(age + 1)}
-            return Sent(probe.stack(start + chosen * direction), state, {"scale": chosen})
+            older = {**context.state, "age": torch.tensor(age + 1)}
+            return Sent(probe.stack(start + chosen * direction), older, {"scale": chosen})
 
         def value(scale: float) -> float:
             return probe.deviation(start + scale * direction)
