@@ -12,7 +12,8 @@ from bezoar.expected import run
 from bezoar.expected.bounds import frontier, least_bound
 from tests.expected.small import SOFTMAX, small
 
-numbers = st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), min_size=1, max_size=12)
+sizes = st.one_of(st.just(0.0), st.floats(1e-6, 50))
+numbers = st.lists(st.tuples(sizes, sizes), min_size=1, max_size=12)
 
 
 @settings(deadline=None, max_examples=150)
