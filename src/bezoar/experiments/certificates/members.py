@@ -26,6 +26,7 @@ from bezoar.data.dataset import Indices, as_input
 from bezoar.errors import BezoarError, ConfigError, DivergedError
 from bezoar.experiments.config import Experiment
 from bezoar.experiments.defence import Defence
+from bezoar.experiments.honesty import among
 from bezoar.experiments.records import guarded, load_tensors, save_tensors
 from bezoar.experiments.rounds import State, play, predicted_classes
 from bezoar.experiments.setup import Setup, assemble, prepare
@@ -92,12 +93,13 @@ class Trainer:
     def assemble(self, member: Member) -> Setup:
         """The member before its first round. Raises ConfigError if the experiment does not fit its clients."""
         experiment = self.experiment.model_copy(update={"seed": member.seed})
-        federation = self.setup.federation
+        federation, prior = self.setup.federation, self.setup.prior
         if member.clients is not None:
+            prior = None if prior is None else among(prior, member.clients)
             federation = federation.subset(member.clients)
             fitting = min(experiment.sampling.cohort, federation.n)
             experiment = experiment.model_copy(update={"sampling": replace(experiment.sampling, cohort=fitting)})  # type: ignore[type-var]
-        return assemble(experiment, federation, self.malicious_in(member), self.setup.device)
+        return assemble(experiment, federation, self.malicious_in(member), self.setup.device, prior)
 
     def train(self, member: Member, last: Defence | None = None) -> Setup:
         """The member after its last round, in which ``last`` replaces the defence if given.
