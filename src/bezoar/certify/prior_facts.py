@@ -23,8 +23,8 @@ from bezoar.priors.family import Family, Floats, Masks
 #: Levels at which the number of bad clients is told.
 LEVELS = (0.5, 0.9, 0.95, 0.99)
 
-#: Pairs of more sets than this are not compared.
-MOST_SETS = 4096
+#: More sets than this are not compared with each other.
+MOST_SETS = 10_000
 
 #: Clients one could trust are tried while comparing costs no more than this many pairs of sets.
 _TRIALS = 3 * 10**8
@@ -49,8 +49,8 @@ class Overlap:
     Attributes:
         rho: the best constant for every set [K]; infinite for one that is disjoint with another.
         worst: numbers of the two sets S, T with the largest :math:`|S \\setminus T| / |S \\cap T|`; disjoint ones first.
-        disjoint: how many pairs of sets have no client in common: no rule can serve both of a pair.
-        lost: probability that is lost, of the family's, if the less likely set of each disjoint pair is given up.
+        disjoint: how many sets have no client in common with another one: no rule can serve both.
+        lost: share of the family's probability that is lost if the less likely set of each such pair is given up.
     """
 
     rho: Floats
@@ -163,26 +163,13 @@ def prior_facts(prior: HonestPrior, delta: float = 0.05, seed: int = 0) -> Prior
 
 
 def overlaps(family: Family) -> Overlap:
-    """What the overlaps of a family allow; K x K x n operations, K x K numbers at a time are not held."""
-    members, sizes = family.honest.astype(np.float32), family.sizes.astype(np.float64)
-    rho = np.zeros(len(family))
-    worst, most, disjoint = (0, 0), -1.0, 0
-    kept = np.ones(len(family), dtype=np.bool_)
-    for start in range(0, len(family), 256):
-        common = (members[start : start + 256] @ members.T).astype(np.float64)
-        with np.errstate(divide="ignore"):
-            ratios = (sizes[start : start + 256, None] - common) / common
-        rho[start : start + 256] = ratios.max(1)
-        row, column = np.unravel_index(ratios.argmax(), ratios.shape)
-        if ratios[row, column] > most:
-            worst, most = (start + int(row), int(column)), float(ratios[row, column])
-        apart = common == 0
-        disjoint += int(apart.sum())
-        for i in np.flatnonzero(apart.any(1)):
-            # Sets come likeliest first: a set goes if it is disjoint with a likelier one that stays.
-            kept[start + i] = not (apart[i, : start + i] & kept[: start + i]).any()
-    shares = _shares(family)
-    return Overlap(rho, worst, disjoint // 2, float(shares[~kept].sum()))
+    """What the overlaps of a family allow."""
+    least, rival = family.overlaps
+    with np.errstate(divide="ignore"):
+        rho = (family.sizes - least) / least
+    worst = int(rho.argmax())
+    lost = 0.0 if least.all() else max(0.0, 1 - family.intersecting().mass / family.mass)
+    return Overlap(rho, (worst, int(rival[worst])), int((least == 0).sum()), lost)
 
 
 def trust(family: Family, most: int = 5) -> tuple[tuple[int, float], ...]:
@@ -217,18 +204,25 @@ def registered_rules(n: int, law: Floats) -> tuple[RuleFact, ...]:
             continue
         needed = [s for s in fields if s.init and s.default is s.default_factory is dataclasses.MISSING]
         try:
-            # What a rule withstands does not depend on the f that it is given.
-            rule = kind(**dict.fromkeys((spec.name for spec in needed), 1))
-            found.append(rule_fact(name, rule, n, law))
+            # What a rule withstands at best does not depend on the f that it is given.
+            most = breakdown(kind(**dict.fromkeys((spec.name for spec in needed), 1)), n)
+            found.append(RuleFact(name, most, _more(law, most)))
         except (TypeError, ConfigError):
             found.append(RuleFact(name, None, 1.0))
     return tuple(sorted(found, key=lambda fact: (fact.breaks, fact.name)))
 
 
 def rule_fact(name: str, rule: Rule, n: int, law: Floats) -> RuleFact:
-    """What ``rule`` withstands at best, or with the f that it declares if that is less."""
+    """What ``rule`` withstands as it stands: with the f that it declares."""
+    rule.check(n)
     most = breakdown(rule, n)
-    return RuleFact(name, most, float(law[most + 1 :].sum()))
+    if rule.tolerated is not None:
+        most = min(most, rule.tolerated)
+    return RuleFact(name, most, _more(law, most))
+
+
+def _more(law: Floats, most: int) -> float:
+    return float(law[most + 1 :].sum())
 
 
 def _chances(prior: HonestPrior, family: Family | None, draws: Masks | None, seed: int) -> tuple[Floats, float]:

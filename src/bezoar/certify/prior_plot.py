@@ -180,7 +180,9 @@ def _draw_clients(figure: FigureBase, facts: PriorFacts, ties: Floats) -> None:
     share = weights / weights.max()
     diameter = min(unit, 34.0) * (0.45 + 0.5 * np.sqrt(share))
     ramp = LinearSegmentedColormap.from_list("bad", HEAT)
-    top = float(facts.bad.max()) or 1.0
+    # Few steps, so that pictures compare; a small chance looks small.
+    top = next(level for level in (0.05, 0.2, 0.5, 1.01) if facts.bad.max() <= level * 0.999)
+    top = min(top, 1.0)
     colors = ramp(Normalize(0, top)(facts.bad))
     axes.scatter(*spots.T, s=diameter**2, c=colors, edgecolors=MUTED, linewidths=0.5, zorder=2)
     if unit >= 11:
@@ -213,17 +215,16 @@ def _draw_law(figure: FigureBase, facts: PriorFacts) -> None:
     marks: dict[int, list[str]] = {}
     for level in (0.5, 0.95):
         marks.setdefault(facts.quantiles[level], []).append(f"{level:.0%}")
-    for f, levels in marks.items():
-        _mark(axes, f, f"f = {f} covers {' and '.join(levels)}", f + 0.5, right=f > (low + high) / 2)
-    half = facts.n / 2
-    if low < half < high + 0.7:
-        _mark(axes, half, "n/2", half, right=False, color=SERIES[2], at=0.9)
+    middle = (low + high) / 2
+    lines = [(f + 0.5, f"f = {f} covers {' and '.join(levels)}", INK) for f, levels in marks.items()]
+    if low < facts.n / 2 < high + 0.7:
+        lines.append((facts.n / 2, "n/2", SERIES[2]))
+    for row, (x, text, color) in enumerate(lines):
+        _mark(axes, x, text, right=x > middle, color=color, at=0.985 - 0.075 * row)
 
 
-def _mark(
-    axes: Axes, f: float, text: str, x: float, *, right: bool, color: str = INK, at: float = 0.985
-) -> None:
-    axes.axvline(x, color=color, lw=0.7, ls=(0, (4, 2)))
+def _mark(axes: Axes, x: float, text: str, *, right: bool, color: str, at: float) -> None:
+    axes.axvline(x, color=color, lw=0.7, ls=(0, (4, 2)), zorder=0)
     axes.annotate(
         text,
         (x, at),

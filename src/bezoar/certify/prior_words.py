@@ -84,10 +84,10 @@ def words(facts: PriorFacts) -> list[str]:
     )
     first, second = (_who(facts, k) for k in overlap.worst)
     if overlap.disjoint:
-        pairs = "one pair" if overlap.disjoint == 1 else f"{overlap.disjoint:,} pairs"
         found.append(
-            f"Impossible as it stands: {pairs} of them have no client in common, first {first} and {second}, so no "
-            f"rule can serve both. Giving up the less likely set of each such pair costs {overlap.lost:.2%} of them."
+            f"Impossible as it stands: {overlap.disjoint:,} of them have no client in common with another one, for "
+            f"example {first} and {second}: no rule can serve both. Giving up the less likely set of each such pair "
+            f"leaves {1 - overlap.lost:.2%} of their probability."
         )
     elif overlap.rho.max() == 0:
         found.append("There is one candidate set: its mean is the answer, nothing is lost (rho = 0).")
@@ -157,7 +157,7 @@ def record(facts: PriorFacts, own: tuple[RuleFact, ...] = ()) -> dict[str, Any]:
             "rho_mean": _finite(facts.mean_rho),
             "rho_worst": _finite(float(facts.overlap.rho.max())),
             "worst_pair": [np.flatnonzero(~facts.family.honest[k]).tolist() for k in facts.overlap.worst],
-            "disjoint_pairs": facts.overlap.disjoint,
+            "disjoint_sets": facts.overlap.disjoint,
             "lost_without_them": facts.overlap.lost,
             "threshold": {"f": f, "mean": _finite(mean), "worst": _finite(worst)},
             "trusted": [{"client": client, "rho_worst": _finite(rho)} for client, rho in facts.trusted],

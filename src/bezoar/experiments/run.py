@@ -137,7 +137,7 @@ def _run(
             progress=None,
         )
     weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
-    summary = _summary(setup, records, digest, diverged, command)
+    summary = _summary(experiment, setup, records, digest, diverged, command)
     if twin is not None:
         summary.update(distances(weights, twin.weights))
     summary = plain(summary)
@@ -266,8 +266,9 @@ class _Interrupts:
             signal.signal(signal.SIGINT, self._previous)
 
 
-def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, command: str | None) -> dict[str, Any]:
-    experiment = setup.experiment
+def _summary(
+    experiment: Experiment, setup: Setup, records: Records, digest: str, diverged: str | None, command: str | None
+) -> dict[str, Any]:
     last: dict[str, Any] = records.evaluations[-1] if records.evaluations and not diverged else {}
     attack_accuracy = last.get("attack_accuracy")
     impact = None
