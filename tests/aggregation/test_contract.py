@@ -34,6 +34,7 @@ from bezoar.aggregation import (
     MVA,
     NNM,
     RULES,
+    SIP,
     SMEA,
     Aggregate,
     BayesMean,
@@ -68,6 +69,7 @@ from bezoar.aggregation import (
     pipeline_tables,
 )
 from bezoar.errors import ConfigError, HostileRowsError
+from bezoar.priors import Explicit
 from bezoar.registry import LABELS
 from bezoar.updates import DenseUpdates, Layout, Mixed, Needs, RowUpdates, Segment, Stacked, Updates, client_gradients
 from bezoar.updates.held import HeldUpdates

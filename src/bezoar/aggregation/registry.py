@@ -33,6 +33,7 @@ from bezoar.aggregation.nearest import CVA, MoNNA
 from bezoar.aggregation.nnm import NNM
 from bezoar.aggregation.sign_vote import SignVote
 from bezoar.aggregation.signguard import SignGuard
+from bezoar.aggregation.sip import SIP
 from bezoar.aggregation.subsets import MDA, MVA, SMEA
 from bezoar.aggregation.trimmed_mean import TrimmedMean
 from bezoar.errors import ConfigError
@@ -85,6 +86,7 @@ RULES: Registry[Part] = _Rules(
         "lfighter": LFighter,
         "lasa": LASA,
         "fldetector": FLDetector,
+        "sip": SIP,
     },
     group="bezoar.rules",
 )

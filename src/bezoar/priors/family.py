@@ -69,7 +69,7 @@ class Family:
 
     @cached_property
     def overlaps(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        r"""The least number of clients that each set shares with any other, or with itself, and with which: [K], [K]."""
+        r"""The fewest clients that each set shares with any other, or with itself, and with which one: [K], [K]."""
         return least_overlaps(self.honest)
 
     def rho(self) -> Floats:
