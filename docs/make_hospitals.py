@@ -19,8 +19,8 @@ from bezoar.experiments.honesty import read_prior
 from bezoar.priors import HonestPrior
 
 ROOT = Path(__file__).resolve().parents[1]
-DELTA = 0.01
-SIP = {"kind": "sip", "delta": DELTA, "disjoint": "drop"}
+DELTA = 0.02
+SIP = {"kind": "sip", "delta": DELTA}
 RULES: dict[str, list[Any]] = {
     "mean": ["mean"],
     "median": ["median"],

@@ -126,6 +126,10 @@ def test_hashes_of_experiments_without_a_prior_stay() -> None:
         ({"prior": {"kind": "explicit", "clients": 8, "bad": [[1], [9]], "p": [0.5, 0.5]}}, "ids from 0 to 7"),
         ({"prior": {"kind": "group"}}, "did you mean 'groups'"),
         ({"prior": {"kind": "groups", "sizes": [8], "p": 0.1, "wihtin": 1.0}}, "did you mean 'within'"),
+        (
+            {"defence": {"pipeline": ["sip"]}},
+            "defence.pipeline: the candidate sets number 0 (bad: 0, 1, 2) and 6 (bad: 3, 4, 5, 6, 7) are disjoint",
+        ),
         ({"defence": {"pipeline": ["test-informed"]}, "prior": None, "adversary": {"count": 1}}, "write a table [prior]"),
     ],
 )
@@ -200,10 +204,10 @@ def test_strangers_are_a_prior() -> None:
 
 
 def test_told_without_anything_to_tell() -> None:
-    assert told(TrimmedMean(f=1), None) == TrimmedMean(f=1)
+    assert told(TrimmedMean(f=1), None, 4) == TrimmedMean(f=1)
     with pytest.raises(ConfigError, match=r"Informed needs .* \[prior\] .* prior = "):
-        told(Informed(), None)
-    assert told(Informed(), Independent(0.1, 4), 2).prior == Strangers(Independent(0.1, 4), 2)
+        told(Informed(), None, 4)
+    assert told(Informed(), Independent(0.1, 4), 4, 2).prior == Strangers(Independent(0.1, 4), 2)
 
 
 @pytest.mark.parametrize(

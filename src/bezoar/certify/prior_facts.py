@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bezoar.aggregation import RULES, Mixing, Rule
+from bezoar.aggregation import RULES, SIP, Mixing, Pipeline, Rule
 from bezoar.certify.constants import breakdown
 from bezoar.errors import ConfigError
 from bezoar.priors import HonestPrior, Independent
@@ -35,7 +35,10 @@ DRAWS = 20_000
 
 @dataclass(frozen=True)
 class RuleFact:
-    """How many bad rows a rule withstands, and how likely there are more; ``withstands`` is None if it can not work."""
+    """How many bad rows a rule withstands, and how likely it breaks.
+
+    ``withstands`` is None for a rule that can not work with so few rows, or does not go by a number (SIP).
+    """
 
     name: str
     withstands: int | None
@@ -213,8 +216,11 @@ def registered_rules(n: int, law: Floats) -> tuple[RuleFact, ...]:
 
 
 def rule_fact(name: str, rule: Rule, n: int, law: Floats) -> RuleFact:
-    """What ``rule`` withstands as it stands: with the f that it declares."""
+    """What ``rule`` withstands as it stands, with the f that it declares; SIP breaks where none of its sets is honest."""
     rule.check(n)
+    end = rule.rule if isinstance(rule, Pipeline) else rule
+    if isinstance(end, SIP):
+        return RuleFact(name, None, max(0.0, 1 - end.family(n).mass))
     most = breakdown(rule, n)
     if rule.tolerated is not None:
         most = min(most, rule.tolerated)

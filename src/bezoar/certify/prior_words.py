@@ -49,10 +49,13 @@ def rule_table(facts: PriorFacts, own: tuple[RuleFact, ...] = ()) -> Table:
     columns = (
         Column("rule", "rule", numeric=False),
         Column("withstands", "withstands"),
-        Column("breaks", "P(more bad)", "%", 100, 2),
+        Column("breaks", "P(breaks)", "%", 100, 2),
     )
-    note = f"Bad rows of {facts.n} that can not move the rule arbitrarily far, with the best f for it; – can not work."
-    return Table("rules", "Expected breakdown of rules that count", columns, rows, (note,))
+    note = (
+        f"Bad rows of {facts.n} that can not move the rule arbitrarily far, with the best f for it. –: too few rows, or, "
+        f"for SIP, no matter of their number."
+    )
+    return Table("rules", "Expected breakdown of rules", columns, rows, (note,))
 
 
 def shown(table: Table) -> Table:

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from bezoar.aggregation import Part
+from bezoar.aggregation import SIP, Part
 from bezoar.data import Federation
 from bezoar.data.dataset import Indices
 from bezoar.errors import ConfigError, nearest
@@ -120,15 +120,17 @@ def among(prior: HonestPrior, clients: Indices) -> HonestPrior:
     return Explicit(len(clients), bad, tuple((p / p.sum()).tolist()))
 
 
-def told(rule: _P, prior: HonestPrior | None, sybils: int = 0) -> _P:
-    """``rule`` with ``prior`` where it has none of its own; ids beyond the prior's are known to be bad.
+def told(rule: _P, prior: HonestPrior | None, n: int, sybils: int = 0) -> _P:
+    """``rule`` for n clients, with ``prior`` where it has none of its own; ids beyond the prior's are known to be bad.
 
     Raises:
-        ConfigError: a part wants a prior, and there is none.
+        ConfigError: a part wants a prior, and there is none; or two of its candidate sets are disjoint.
     """
     if prior is not None:
-        return rule.given(Strangers(prior, sybils) if sybils else prior)
+        rule = rule.given(Strangers(prior, sybils) if sybils else prior)
     for part in _all_parts(rule):
+        if isinstance(part, SIP) and part.prior is not None:
+            part.family(n + sybils).rho()
         if any(spec.name == "prior" and getattr(part, "prior") is None for spec in dataclasses.fields(part)):
             raise ConfigError(
                 f"{part.name} needs a probability over honest sets: write a table [prior] in the experiment, which all "

@@ -115,7 +115,7 @@ def assemble(
         ConfigError: parts that do not fit together, found before the first round.
     """
     adversary, dataset = experiment.adversary, federation.dataset
-    pipeline = _at("defence.pipeline", lambda: told(experiment.defence.pipeline, prior, adversary.sybils))
+    pipeline = _at("defence.pipeline", lambda: told(experiment.defence.pipeline, prior, federation.n, adversary.sybils))
     experiment = experiment.model_copy(update={"defence": replace(experiment.defence, pipeline=pipeline)})
     sybils = np.arange(federation.n, federation.n + adversary.sybils, dtype=np.int64)
     if len(sybils) and not len(malicious) and isinstance(experiment.attack, DataAttack):
