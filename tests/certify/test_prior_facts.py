@@ -16,7 +16,7 @@ from bezoar.certify.prior_facts import overlaps, prior_facts, rule_fact, trust
 from bezoar.certify.prior_plot import couplings, layout, prior_plot
 from bezoar.certify.prior_words import client_table, count_table, record, rule_table, shown, words
 from bezoar.errors import ConfigError
-from bezoar.priors import Explicit, Family, Groups, HonestPrior, Independent
+from bezoar.priors import Explicit, Family, Groups, HonestPrior, Independent, Ising, Mixture, Subsets
 from bezoar.priors.family import merged
 
 TWELVE = Groups((12, 4, 4), (0.1, 0.05, 0.02))
@@ -66,7 +66,15 @@ def test_a_trusted_client_is_in_every_set(family: Family) -> None:
 
 @pytest.mark.parametrize(
     "prior",
-    [Independent((0.1, 0.2, 0.9, 0.5)), Groups((2, 3), (0.3, 0.6)), Explicit(3, ((0,), (1, 2)), (0.25, 0.75))],
+    [
+        Independent((0.1, 0.2, 0.9, 0.5)),
+        Groups((2, 3), (0.3, 0.6)),
+        Groups(labels=("a", "b", "a"), p=0.5, within=0.5),
+        Explicit(3, ((0,), (1, 2)), (0.25, 0.75)),
+        Subsets(2, clients=5),
+        Ising(p=0.3, edges=((0, 1, 0.5), (1, 2, 0.2)), clients=4),
+        Mixture((Independent(0.2, 3), Groups((1, 2), 0.5)), (0.25, 0.75)),
+    ],
 )
 def test_chances_against_enumeration(prior: HonestPrior) -> None:
     family = prior.support()

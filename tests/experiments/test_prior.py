@@ -19,7 +19,7 @@ from bezoar.data.dataset import Dataset, Samples
 from bezoar.errors import ConfigError
 from bezoar.experiments import Experiment, run
 from bezoar.experiments.certificates.members import Member, Trainer
-from bezoar.experiments.honesty import FromData, Strangers, about, among, client_labels, told
+from bezoar.experiments.honesty import FromData, Strangers, about, client_labels, read_prior, told
 from bezoar.experiments.losses import client_losses
 from bezoar.experiments.setup import cross_entropy, prepare
 from bezoar.priors import PRIORS, Explicit, Groups, HonestPrior, Independent
@@ -210,20 +210,6 @@ def test_told_without_anything_to_tell() -> None:
     assert told(Informed(), Independent(0.1, 4), 4, 2).prior == Strangers(Independent(0.1, 4), 2)
 
 
-@pytest.mark.parametrize(
-    "prior", [Groups((3, 2), (0.3, 0.4)), Independent(0.2, 5), Explicit(5, ((0,), (1, 2), ()), (0.2, 0.3, 0.5))]
-)
-def test_a_part_of_the_clients_has_the_marginal_law(prior: HonestPrior) -> None:
-    clients = np.array([4, 0, 1])
-    part = among(prior, clients)
-    whole = prior.support()
-    for honest in part.support().honest:
-        equal = (whole.honest[:, clients] == honest).all(1)
-        somebody = whole.honest[:, clients].any(1)
-        expected = np.exp(whole.log_prob[equal]).sum() / np.exp(whole.log_prob[somebody]).sum()
-        assert np.exp(part.log_prob(honest)) == pytest.approx(expected)
-
-
 def test_ensembles_tell_a_model_of_its_clients() -> None:
     experiment = silo(defence={"pipeline": ["test-informed"]}, adversary={"clients": [0]})
     trainer = Trainer(experiment, None, "cpu")
@@ -274,6 +260,35 @@ def test_labels_of_clients() -> None:
         client_labels(federation, "sit")
     with pytest.raises(ConfigError, match="it has no natural columns"):
         client_labels(federated({}), "site")
+
+
+def test_priors_from_columns() -> None:
+    federation = federated({"site": [5, 5, 2, 2, 5, 5], "device": [1, 1, 1, 1, 0, 0]})
+    groups = read_prior({"kind": "groups", "labels": "site", "p": [0.1, 0.3]})
+    assert isinstance(groups, FromData)
+    assert groups.columns == ("site",)
+    assert about(groups, federation) == Groups(labels=(5, 2, 5), p=(0.1, 0.3))
+    ising = read_prior({"kind": "ising", "p": 0.1, "edges": [[1, 2, 0.25]], "metadata": {"site": 0.5, "device": 1.0}})
+    assert ising is not None
+    found = about(ising, federation)
+    assert found.edges == ((0, 1, 1.0), (0, 2, 0.5), (1, 2, 0.25))  # type: ignore[attr-defined]
+    mixed = read_prior({"kind": "mixture", "p": [0.5, 0.5], "parts": [
+        {"kind": "groups", "labels": "site", "p": 0.2}, {"kind": "independent", "p": 0.1}]})  # fmt: skip
+    assert mixed is not None
+    assert about(mixed, federation).n == 3
+    listed = read_prior({"kind": "groups", "labels": ["a", "b", "a"], "p": 0.1})
+    assert listed == Groups(labels=("a", "b", "a"), p=0.1)
+    for table, words in (
+        ({"kind": "groups", "labels": "sit", "p": 0.1}, "did you mean 'site'"),
+        ({"kind": "groups", "labels": "site", "p": [0.1]}, "1 probabilities for 2 groups"),
+        ({"kind": "groups", "labels": "site", "p": 2.0}, "p must be a number from 0 to 1"),
+        ({"kind": "ising", "p": 0.1, "metadata": {"site": "much"}}, "column = coupling"),
+        ({"kind": "ising", "p": 0.1, "metadata": {"site": -1.0}}, "repulsive = true"),
+    ):
+        prior = read_prior(table)
+        assert prior is not None
+        with pytest.raises(ConfigError, match=words):
+            about(prior, federation)
 
 
 def test_mean_without_prior_is_left_alone() -> None:

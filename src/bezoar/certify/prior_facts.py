@@ -16,8 +16,7 @@ import numpy as np
 from bezoar.aggregation import RULES, SIP, Mixing, Pipeline, Rule
 from bezoar.certify.constants import breakdown
 from bezoar.errors import ConfigError
-from bezoar.priors import HonestPrior, Independent
-from bezoar.priors.base import each
+from bezoar.priors import Count, HonestPrior, Subsets
 from bezoar.priors.family import Family, Floats, Masks
 
 #: Levels at which the number of bad clients is told.
@@ -234,12 +233,15 @@ def _more(law: Floats, most: int) -> float:
 def _chances(prior: HonestPrior, family: Family | None, draws: Masks | None, seed: int) -> tuple[Floats, float]:
     """Probability that each client is bad [n], given that somebody is honest, and the half width of its interval."""
     n = prior._clients()
-    alone: Floats | None = None
-    if isinstance(prior, Independent):
-        alone = np.array(each(prior.p, n))
-    if alone is not None:
-        nobody = float(alone.prod())
-        return (alone - nobody) / (1 - nobody), 0.0
+    if isinstance(prior, Count | Subsets):
+        return np.full(n, float(prior.bad_count() @ np.arange(n + 1)) / n), 0.0
+    try:
+        tilted = prior._tilted(np.ones(1))
+    except ConfigError:
+        tilted = None
+    if tilted is not None:
+        log_z, honest = tilted
+        return np.clip(1 - np.exp(log_z[0] - prior._log_some()) * honest[0], 0.0, 1.0), 0.0
     if family is not None:
         return _shares(family) @ ~family.honest, 0.0
     draws = prior.sample(DRAWS, seed) if draws is None else draws

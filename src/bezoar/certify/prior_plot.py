@@ -22,21 +22,25 @@ if TYPE_CHECKING:
 #: Clients are tied where being bad correlates at least this much, in that many draws.
 _TIED, _DRAWS = 0.1, 4000
 
+#: More clients than this are not drawn one by one.
+_MOST = 1000
+
 #: Golden angle: points in a disc, evenly.
 _ANGLE = np.pi * (3 - np.sqrt(5))
 
 
 def prior_plot(facts: PriorFacts, seed: int = 0) -> Plot:
     """The picture of a prior; ``seed`` is that of the draws from which ties are seen where the prior has no edges."""
+    law = Panel("How many are bad", partial(_draw_law, facts=facts))
+    if facts.n > _MOST:
+        caption = f"How many of {facts.n:,} clients are bad; lines say which f covers 50 % and 95 %."
+        return Plot("prior", "Who may be bad", caption, (law,), height=2.9)
     ties = couplings(facts.prior, seed)
     caption = (
         f"{facts.n} clients: a darker one is bad more often, a larger one weighs more; clients in one ring, or with a "
         f"line between them, fall together. Beside it, how many are bad; lines say which f covers 50 % and 95 %."
     )
-    panels = (
-        Panel("Clients", partial(_draw_clients, facts=facts, ties=ties)),
-        Panel("How many are bad", partial(_draw_law, facts=facts)),
-    )
+    panels = (Panel("Clients", partial(_draw_clients, facts=facts, ties=ties)), law)
     return Plot("prior", "Who may be bad", caption, panels, height=2.9)
 
 
@@ -47,7 +51,7 @@ def couplings(prior: HonestPrior, seed: int) -> Floats:
     if edges:
         ties = np.zeros((n, n))
         for i, j, strength in edges:
-            ties[i, j] = ties[j, i] = strength
+            ties[i, j] = ties[j, i] = abs(strength)
         return ties
     bad = (~prior.sample(_DRAWS, seed)).astype(np.float64)
     centred = bad - bad.mean(0)

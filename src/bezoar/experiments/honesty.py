@@ -13,25 +13,34 @@ from bezoar.aggregation import SIP, Part
 from bezoar.data import Federation
 from bezoar.data.dataset import Indices
 from bezoar.errors import ConfigError, nearest
-from bezoar.priors import PRIORS, Explicit, HonestPrior, Independent
+from bezoar.priors import PRIORS, HonestPrior
 from bezoar.priors.family import Family, Floats, Masks
+from bezoar.priors.graphs import added_up, edges_of_metadata
 from bezoar.seeding import numpy_generator
 
-#: Keys of a prior's table that hold one label per client, or the name of a column that says them.
-LABELS = ("labels", "metadata")
+#: Key of a prior's table that holds one label per client, or the name of a column that says them.
+LABELS = "labels"
+
+#: Key of an Ising prior's table that holds columns, each with the coupling of clients that share a value in it.
+METADATA = "metadata"
 
 _P = TypeVar("_P", bound=Part)
 
 
 @dataclass(frozen=True)
 class FromData:
-    """A prior whose labels are columns of the data set (``labels = "hospital"``), until the federation is known."""
+    """A prior that needs columns of the data set, until the federation is known.
+
+    ``labels = "hospital"`` names the groups by a column; ``metadata = {hospital = 0.5}`` couples clients of an Ising
+    prior that share a value.
+    """
 
     table: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         for part in _parts(self.table):
             known = [spec.name for spec in dataclasses.fields(PRIORS[part["kind"]]) if spec.init]  # type: ignore[arg-type]
+            known += [METADATA] if "edges" in known else []
             for key in part:
                 if key not in ("kind", *known):
                     raise ConfigError(f"prior {part['kind']!r} has no parameter {key!r}; {nearest(key, known)}")
@@ -108,16 +117,6 @@ def drawn(prior: HonestPrior, n: int, seed: int, *, somebody: bool) -> Indices:
         if honest.any() or not somebody:
             return np.flatnonzero(~honest).astype(np.int64)
     raise ConfigError("hardly any draw has an honest client: there is nothing to be learnt under this prior")
-
-
-def among(prior: HonestPrior, clients: Indices) -> HonestPrior:
-    """The prior about some clients, renumbered 0, 1, ... in the order given, as far as it knows its sets one by one."""
-    if isinstance(prior, Independent) and not isinstance(prior.p, tuple):
-        return dataclasses.replace(prior, clients=len(clients))
-    family = prior.support().select(clients)
-    p = np.exp(family.log_prob)
-    bad = tuple(tuple(np.flatnonzero(~row).tolist()) for row in family.honest)
-    return Explicit(len(clients), bad, tuple((p / p.sum()).tolist()))
 
 
 def told(rule: _P, prior: HonestPrior | None, n: int, sybils: int = 0) -> _P:
@@ -199,27 +198,28 @@ def _parts(table: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _columns(table: Any) -> Iterator[str]:
-    """The names of columns that stand where labels may stand."""
+    """The names of columns that stand where labels or couplings may stand."""
     for part in _parts(table):
-        for key in LABELS:
-            value = part.get(key)
-            for label in value.values() if isinstance(value, Mapping) else (value,):
-                if isinstance(label, str):
-                    yield label
+        if isinstance(part.get(LABELS), str):
+            yield part[LABELS]
+        if isinstance(part.get(METADATA), Mapping):
+            yield from part[METADATA]
 
 
 def _replaced(table: Any, found: Mapping[str, list[int]]) -> Any:
-    """``table`` with the labels in place of the columns' names."""
+    """``table`` with labels in place of a column's name, and edges in place of metadata."""
     if isinstance(table, list | tuple):
         return [_replaced(value, found) for value in table]
     if not isinstance(table, Mapping):
         return table
-    out = {}
-    for key, value in table.items():
-        if key in LABELS and isinstance(value, str):
-            out[key] = found[value]
-        elif key in LABELS and isinstance(value, Mapping):
-            out[key] = {name: found[v] if isinstance(v, str) else v for name, v in value.items()}
-        else:
-            out[key] = _replaced(value, found)
+    out = {key: _replaced(value, found) for key, value in table.items() if key not in (LABELS, METADATA)}
+    if LABELS in table:
+        labels = table[LABELS]
+        out[LABELS] = found[labels] if isinstance(labels, str) else labels
+    if METADATA in table:
+        try:
+            shared = edges_of_metadata(found, table[METADATA])
+            out["edges"] = added_up([*out.get("edges", ()), *shared])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"ising: metadata = {{column = coupling, ...}}: {error}") from None
     return out

@@ -26,7 +26,6 @@ from bezoar.data.dataset import Indices, as_input
 from bezoar.errors import BezoarError, ConfigError, DivergedError
 from bezoar.experiments.config import Experiment
 from bezoar.experiments.defence import Defence
-from bezoar.experiments.honesty import among
 from bezoar.experiments.records import guarded, load_tensors, save_tensors
 from bezoar.experiments.rounds import State, play, predicted_classes
 from bezoar.experiments.setup import Setup, assemble, prepare
@@ -95,7 +94,7 @@ class Trainer:
         experiment = self.experiment.model_copy(update={"seed": member.seed})
         federation, prior = self.setup.federation, self.setup.prior
         if member.clients is not None:
-            prior = None if prior is None else among(prior, member.clients)
+            prior = None if prior is None else prior.among(member.clients.tolist())
             federation = federation.subset(member.clients)
             fitting = min(experiment.sampling.cohort, federation.n)
             experiment = experiment.model_copy(update={"sampling": replace(experiment.sampling, cohort=fitting)})  # type: ignore[type-var]
