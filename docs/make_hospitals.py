@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from bezoar.experiments import Experiment, run
 from bezoar.experiments.config import override, read_toml
-from bezoar.experiments.honesty import read_prior
-from bezoar.priors import HonestPrior
+from bezoar.experiments.setup import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 DELTA = 0.02
@@ -39,8 +39,8 @@ MISTAKES: dict[str, dict[str, Any]] = {
 def main(data_dir: str | None = None) -> None:
     """Run everything and write the record."""
     table = read_toml(ROOT / "docs" / "hospitals.toml")
-    prior = read_prior(table["prior"])
-    assert isinstance(prior, HonestPrior)
+    prior = prepare(Experiment.from_table(table), data_dir, torch.device("cpu")).prior
+    assert prior is not None
     family = prior.support(DELTA)
     shares = np.exp(family.log_prob)
     shares = shares / shares.sum()
@@ -70,6 +70,21 @@ def main(data_dir: str | None = None) -> None:
     sets = [{"bad": np.flatnonzero(~row).tolist(), "share": float(p)} for row, p in zip(family.honest, shares, strict=True)]
     record = {"reading": "R1", "delta": DELTA, "sets": sets, "cells": cells}
     (ROOT / "results" / "hospitals.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    page = ROOT / "docs" / "hospitals.md"
+    before, after = page.read_text(encoding="utf-8").split("| mistake |")[0], "\n## 4. Decide"
+    rest = page.read_text(encoding="utf-8").split(after)[1]
+    page.write_text(before + markdown(record) + after + rest, encoding="utf-8")
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The page's table."""
+    lines = ["| mistake | rule | expected loss | worst loss | expected accuracy | worst accuracy |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {cell['mistake']} | {cell['rule']} | {cell['expected']:.3f} | {cell['worst']:.3f} "
+        f"| {cell['accuracy_expected']:.1%} | {cell['accuracy_worst']:.1%} |"
+        for cell in record["cells"]
+    ]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
