@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from bezoar.errors import ConfigError
@@ -175,6 +176,6 @@ class Subsets(_Exchangeable):
         return law
 
 
-def log_binomial(n: int, k: np.ndarray) -> Floats:  # type: ignore[type-arg]
+def log_binomial(n: int, k: NDArray[np.int64]) -> Floats:
     """Log of n over k."""
     return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))

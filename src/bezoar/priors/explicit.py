@@ -60,11 +60,10 @@ class Explicit(HonestPrior):
 
     def _log_mass(self, honest: Masks) -> Floats:
         known = {row.tobytes(): p for row, p in zip(self._sets(), self.p, strict=True)}
+        found = np.array([known.get(row.tobytes(), 0.0) for row in np.ascontiguousarray(honest)], dtype=np.float64)
         with np.errstate(divide="ignore"):
             # The given probabilities may miss one by rounding.
-            return np.asarray(np.log([known.get(row.tobytes(), 0.0) for row in np.ascontiguousarray(honest)])) - np.log(
-                sum(self.p)
-            )
+            return np.asarray(np.log(found) - np.log(sum(self.p)), dtype=np.float64)
 
     def _log_all_bad(self, clients: Sequence[int]) -> float:
         bad = ~self._sets()[:, list(clients)].any(1)

@@ -60,6 +60,8 @@ def edges_of_labels(labels: Sequence[Any], strength: float) -> Edges:
     >>> edges_of_labels(["a", "b", "a"], 0.5)
     ((0, 2, 0.5),)
     """
+    if not np.isfinite(strength):
+        raise ConfigError(f"the strength of a coupling must be a finite number, got {strength!r}")
     alike = combinations(range(len(labels)), 2)
     return tuple((i, j, float(strength)) for i, j in alike if labels[i] is not None and labels[i] == labels[j])
 

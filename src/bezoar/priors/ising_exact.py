@@ -96,7 +96,7 @@ class Enumerated(Piece):
             with_i = (slice(None), 1)
             sizes, p = self._sizes.reshape(-1, 2, 2**i)[with_i], self.chances.reshape(-1, 2, 2**i)[with_i]
             honest.append(np.bincount(sizes.ravel(), p.ravel(), self.m + 1))
-        return whole, np.array(honest)
+        return np.asarray(whole, dtype=np.float64), np.array(honest, dtype=np.float64)
 
     def counts(self) -> Floats:
         return self._by_size[0]

@@ -33,8 +33,8 @@ def table(prior: HonestPrior) -> dict[str, Any]:
 class KnownBad(HonestPrior):
     """The clients ``bad`` (ids) are bad for certain; ``rest`` is about the others, in the order of their ids."""
 
-    rest: HonestPrior = holds(build, table)
-    bad: tuple[int, ...]
+    rest: HonestPrior = holds(build, table)  # noqa: RUF009
+    bad: tuple[int, ...]  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if self.rest.n is None:

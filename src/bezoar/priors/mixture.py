@@ -39,7 +39,7 @@ class Mixture(HonestPrior):
     """
 
     parts: tuple[HonestPrior, ...] = holds(_build_all, _table_all)
-    p: tuple[float, ...]
+    p: tuple[float, ...]  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if len(self.parts) != len(self.p) or not self.parts:
