@@ -133,7 +133,11 @@ class SIP(Rule):
 
 
 def project(rows: Updates, intervals: Intervals, vector: Tensor) -> tuple[Tensor, Box]:
-    """``vector`` [d] moved into the box that the intervals of the rows' sets have in common; NaN goes to its middle."""
+    """``vector`` [d] moved into the box that the intervals of the rows' sets have in common; NaN goes to its middle.
+
+    What lies outside by rounding only stays.
+    """
+    rounding = 4 * torch.finfo(vector.dtype).eps
     projected = torch.empty_like(vector)
     moved, squares = 0, 0.0
     for block in rows.blocks(COLUMN_BYTES):
@@ -143,7 +147,10 @@ def project(rows: Updates, intervals: Intervals, vector: Tensor) -> tuple[Tensor
         here = slice(block.start, block.stop)
         given = vector[here].to(low.device, torch.float64)
         given = torch.where(given.isnan(), low / 2 + high / 2, given)
-        projected[here] = given.clamp_(low, high)
-        moved += int((projected[here] != vector[here]).sum())
+        inside = given.clamp(low, high)
+        outside = (inside - given).abs() > rounding * inside.abs()
+        outside |= vector[here].isnan().to(low.device)
+        projected[here] = torch.where(outside, inside, given)
+        moved += int(outside.sum())
         squares += float((high - low).square().sum())
     return projected, Box(math.sqrt(squares), moved)

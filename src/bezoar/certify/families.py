@@ -41,7 +41,7 @@ def family_constants(rule: Rule, family: Family) -> NDArray[np.float64]:
 
     >>> from bezoar.aggregation import TrimmedMean
     >>> from bezoar.priors import Explicit
-    >>> family = Explicit(20, bad=((), (0, 1, 2), (0, 1, 2, 3, 4, 5)), p=(0.8, 0.1, 0.1)).support()
+    >>> family = Explicit(20, bad=((), (0, 1, 2), (0, 1, 2, 3, 4, 5)), p=(0.7, 0.2, 0.1)).support()
     >>> [float(round(value, 4)) for value in family_constants(TrimmedMean(f=4), family)]
     [0.25, 0.3077, inf]
     >>> [float(round(value, 4)) for value in family_constants(SIP(family), family)]

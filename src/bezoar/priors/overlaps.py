@@ -22,7 +22,7 @@ def least_overlaps(honest: Masks) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     Of several sets the first. Never more than about ``BLOCK`` overlaps are held at a time.
     """
     # Products of float32 run through BLAS, and count exactly below 2^24.
-    sets = honest.astype(np.float32 if honest.shape[1] < 2**24 else np.float64)
+    sets: NDArray[np.float32] = honest.astype(np.float32)
     least, rival = np.empty(len(sets), dtype=np.int64), np.empty(len(sets), dtype=np.int64)
     step = max(1, BLOCK // len(sets))
     for start in range(0, len(sets), step):
