@@ -67,7 +67,9 @@ def main(data_dir: str | None = None) -> None:
                 }
             )
             print(cells[-1])
-    sets = [{"bad": np.flatnonzero(~row).tolist(), "share": float(p)} for row, p in zip(family.honest, shares, strict=True)]
+    sets = [
+        {"bad": np.flatnonzero(~row).tolist(), "share": float(p)} for row, p in zip(family.honest, shares, strict=True)
+    ]
     record = {"reading": "R1", "delta": DELTA, "sets": sets, "cells": cells}
     (ROOT / "results" / "hospitals.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     page = ROOT / "docs" / "hospitals.md"
@@ -78,7 +80,10 @@ def main(data_dir: str | None = None) -> None:
 
 def markdown(record: dict[str, Any]) -> str:
     """The page's table."""
-    lines = ["| mistake | rule | expected loss | worst loss | expected accuracy | worst accuracy |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| mistake | rule | expected loss | worst loss | expected accuracy | worst accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
     lines += [
         f"| {cell['mistake']} | {cell['rule']} | {cell['expected']:.3f} | {cell['worst']:.3f} "
         f"| {cell['accuracy_expected']:.1%} | {cell['accuracy_worst']:.1%} |"

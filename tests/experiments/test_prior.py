@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,7 +34,7 @@ SEEN: list[Any] = []
 class Informed(Weighting):
     """The mean weighted by how likely each row's client is honest."""
 
-    prior: HonestPrior | None = holds(PRIORS.build, PRIORS.table, default=None)
+    prior: HonestPrior | None = holds(PRIORS.build, PRIORS.table, default=None)  # noqa: RUF009
     needs: ClassVar[Needs] = Needs.NONE
     by_client: ClassVar[bool] = True
 
@@ -64,13 +63,12 @@ class Spy(UpdateAttack):
 
 
 @pytest.fixture(autouse=True)
-def _parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry, name, part in ((RULES, "test-informed", Informed), (ATTACKS, "test-spy", Spy)):
         monkeypatch.setitem(registry._parts, name, part)  # type: ignore[attr-defined]
         monkeypatch.setitem(registry._names, part, name)  # type: ignore[attr-defined]
     SEEN.clear()
     Spy.shown.clear()
-    yield
 
 
 def silo(**settings: Any) -> Experiment:
@@ -92,7 +90,7 @@ def test_attackers_are_drawn_from_the_prior_as_from_the_adversarys() -> None:
     for seed in range(12):
         mine = prepare(silo(seed=seed), None, CPU)
         theirs = prepare(silo(seed=seed, prior=None, adversary={"prior": silo().table()["prior"]}), None, CPU)
-        assert 0 < 8 - len(mine.malicious)
+        assert len(mine.malicious) < 8
         if len(theirs.malicious) < 8:
             assert mine.malicious.tolist() == theirs.malicious.tolist()
         seen.add(tuple(mine.malicious.tolist()))
@@ -130,7 +128,10 @@ def test_hashes_of_experiments_without_a_prior_stay() -> None:
             {"defence": {"pipeline": ["sip"]}},
             "defence.pipeline: the candidate sets number 0 (bad: 0, 1, 2) and 6 (bad: 3, 4, 5, 6, 7) are disjoint",
         ),
-        ({"defence": {"pipeline": ["test-informed"]}, "prior": None, "adversary": {"count": 1}}, "write a table [prior]"),
+        (
+            {"defence": {"pipeline": ["test-informed"]}, "prior": None, "adversary": {"count": 1}},
+            "write a table [prior]",
+        ),
     ],
 )
 def test_wrong_priors(settings: dict[str, Any], words: str) -> None:

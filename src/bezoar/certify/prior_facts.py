@@ -50,7 +50,7 @@ class Overlap:
 
     Attributes:
         rho: the best constant for every set [K]; infinite for one that is disjoint with another.
-        worst: numbers of the two sets S, T with the largest :math:`|S \\setminus T| / |S \\cap T|`; disjoint ones first.
+        worst: which two sets S, T with the largest :math:`|S \\setminus T| / |S \\cap T|`, disjoint ones first.
         disjoint: how many sets have no client in common with another one: no rule can serve both.
         lost: share of the family's probability that is lost if the less likely set of each such pair is given up.
     """
@@ -152,7 +152,8 @@ def prior_facts(prior: HonestPrior, delta: float = 0.05, seed: int = 0) -> Prior
     bad, half = _chances(prior, family if delta == 0 else None, draws, seed)
     cumulated = np.cumsum(law)
     quantiles = {level: int(np.argmax(cumulated >= level * (1 - 1e-12))) for level in LEVELS}
-    overlap, trusted = None, ()
+    overlap: Overlap | None = None
+    trusted: tuple[tuple[int, float], ...] = ()
     if family is not None and len(family) > MOST_SETS:
         why = f"{len(family):,} sets are too many to compare them all (at most {MOST_SETS:,}): choose a larger delta"
     elif family is not None:
@@ -215,7 +216,7 @@ def registered_rules(n: int, law: Floats) -> tuple[RuleFact, ...]:
 
 
 def rule_fact(name: str, rule: Rule, n: int, law: Floats) -> RuleFact:
-    """What ``rule`` withstands as it stands, with the f that it declares; SIP breaks where none of its sets is honest."""
+    """What ``rule`` withstands as it stands, with the f that it declares; SIP breaks outside its sets."""
     rule.check(n)
     end = rule.rule if isinstance(rule, Pipeline) else rule
     if isinstance(end, SIP):

@@ -188,13 +188,20 @@ def _draw_clients(figure: FigureBase, facts: PriorFacts, ties: Floats) -> None:
     top = next(level for level in (0.05, 0.2, 0.5, 1.01) if facts.bad.max() <= level * 0.999)
     top = min(top, 1.0)
     colors = ramp(Normalize(0, top)(facts.bad))
-    axes.scatter(*spots.T, s=diameter**2, c=colors, edgecolors=MUTED, linewidths=0.5, zorder=2)
+    axes.scatter(spots[:, 0], spots[:, 1], s=diameter**2, c=colors, edgecolors=MUTED, linewidths=0.5, zorder=2)
     if unit >= 11:
-        for i, (x, y) in enumerate(spots):
-            dark = facts.bad[i] > 0.55 * top
-            size = min(7.0, 0.45 * float(diameter[i]))
+        for client, (x, y) in enumerate(spots):
+            dark = facts.bad[client] > 0.55 * top
+            size = min(7.0, 0.45 * float(diameter[client]))
             axes.text(
-                x, y, str(i), ha="center", va="center_baseline", fontsize=size, color="white" if dark else INK, zorder=3
+                x,
+                y,
+                str(client),
+                ha="center",
+                va="center_baseline",
+                fontsize=size,
+                color="white" if dark else INK,
+                zorder=3,
             )
     bar = figure.add_axes((0.12, 0.09, 0.3, 0.03))
     bar.imshow(np.linspace(0, 1, 64)[None], aspect="auto", cmap=ramp, extent=(0, 100 * top, 0, 1))
@@ -205,6 +212,8 @@ def _draw_clients(figure: FigureBase, facts: PriorFacts, ties: Floats) -> None:
 
 
 def _draw_law(figure: FigureBase, facts: PriorFacts) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes = figure.add_axes((0.12, 0.17, 0.85, 0.7))
     likely = np.flatnonzero(facts.law > 1e-4 * facts.law.max())
     low, high = (0 if likely.min() < 8 else int(likely.min())), int(likely.max())
@@ -212,7 +221,7 @@ def _draw_law(figure: FigureBase, facts: PriorFacts) -> None:
     axes.bar(counts, 100 * facts.law[counts], width=0.8, color=SERIES[1])
     axes.set_xlim(low - 0.7, high + 0.7)
     axes.set_ylim(0, 118 * float(facts.law.max()))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.grid(True, color=GRID)
     axes.set_xlabel("bad clients", labelpad=1)
     axes.set_title("probability, %", color=MUTED)

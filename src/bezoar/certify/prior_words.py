@@ -52,8 +52,8 @@ def rule_table(facts: PriorFacts, own: tuple[RuleFact, ...] = ()) -> Table:
         Column("breaks", "P(breaks)", "%", 100, 2),
     )
     note = (
-        f"Bad rows of {facts.n} that can not move the rule arbitrarily far, with the best f for it. –: too few rows, or, "
-        f"for SIP, no matter of their number."
+        f"Bad rows of {facts.n} that can not move the rule arbitrarily far, with the best f for it. –: too few rows, "
+        f"or, for SIP, no matter of their number."
     )
     return Table("rules", "Expected breakdown of rules", columns, rows, (note,))
 
@@ -96,8 +96,8 @@ def words(facts: PriorFacts) -> list[str]:
         found.append("There is one candidate set: its mean is the answer, nothing is lost (rho = 0).")
     else:
         found.append(
-            f"Every two of them have a client in common: SIP attains rho_S for each, {facts.mean_rho:.3g} on average and "
-            f"{overlap.rho.max():.3g} at worst, between {first} and {second}."
+            f"Every two of them have a client in common: SIP attains rho_S for each, {facts.mean_rho:.3g} on average "
+            f"and {overlap.rho.max():.3g} at worst, between {first} and {second}."
         )
     found += _against(facts)
     found += _advice(facts)
@@ -133,10 +133,10 @@ def _advice(facts: PriorFacts) -> list[str]:
     if not helpful:
         return []
     client, rho = helpful[0]
+    fall = f"the worst rho would fall from {now:.3g} to {rho:.3g}"
     if math.isinf(now):
-        lead = f"If client {client} were trusted (honest whatever happens), it would become possible, with rho = {rho:.3g}"
-    else:
-        lead = f"If client {client} were trusted (honest whatever happens), the worst rho would fall from {now:.3g} to {rho:.3g}"
+        fall = f"it would become possible, with rho = {rho:.3g}"
+    lead = f"If client {client} were trusted (honest whatever happens), {fall}"
     others = [f"client {i}: {value:.3g}" for i, value in helpful[1:3]]
     return [lead + (f" ({'; '.join(others)})." if others else ".")]
 

@@ -64,10 +64,7 @@ def describe(
     prior, own = _prior(table, values, name, clients, data_dir)
     facts = prior_facts(prior, delta, seed)
     own += [(text, _rule(text)) for text in rule or ()]
-    rules = tuple(
-        rule_fact(label, pipeline.given(prior), facts.n, facts.law)
-        for label, pipeline in own
-    )
+    rules = tuple(rule_fact(label, pipeline.given(prior), facts.n, facts.law) for label, pipeline in own)
     out = out or (folder or Path("runs") / str(table.get("name", Path(source).stem))) / "prior"
     out.mkdir(parents=True, exist_ok=True)
     tables = (client_table(facts), count_table(facts), rule_table(facts, rules))

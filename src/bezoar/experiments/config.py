@@ -258,7 +258,7 @@ class Experiment(Settings):
         if self.prior is not None and (self.adversary.count is not None or self.adversary.share is not None):
             key = "count" if self.adversary.count is not None else "share"
             raise ConfigError(
-                f"[prior] and adversary.{key} both say who is malicious: leave adversary.{key} out to draw from [prior]; "
+                f"[prior] and adversary.{key} both say who is malicious: leave out adversary.{key} to draw from it; "
                 f"to tell rules something else than what is drawn from, give adversary.prior (or adversary.clients)"
             )
         if self.attack is not None and self.adversary.knowledge < self.attack.least:

@@ -39,7 +39,7 @@ class FromData:
 
     def __post_init__(self) -> None:
         for part in _parts(self.table):
-            known = [spec.name for spec in dataclasses.fields(PRIORS[part["kind"]]) if spec.init]  # type: ignore[arg-type]
+            known = [spec.name for spec in dataclasses.fields(PRIORS[part["kind"]]) if spec.init]
             known += [METADATA] if "edges" in known else []
             for key in part:
                 if key not in ("kind", *known):
@@ -130,7 +130,7 @@ def told(rule: _P, prior: HonestPrior | None, n: int, sybils: int = 0) -> _P:
     for part in _all_parts(rule):
         if isinstance(part, SIP) and part.prior is not None:
             part.family(n + sybils).rho()
-        if any(spec.name == "prior" and getattr(part, "prior") is None for spec in dataclasses.fields(part)):
+        if any(spec.name == "prior" and getattr(part, spec.name) is None for spec in dataclasses.fields(part)):
             raise ConfigError(
                 f"{part.name} needs a probability over honest sets: write a table [prior] in the experiment, which all "
                 f'rules are told, or give the rule its own: prior = {{kind = "independent", p = 0.1}}'
@@ -140,7 +140,7 @@ def told(rule: _P, prior: HonestPrior | None, n: int, sybils: int = 0) -> _P:
 
 @dataclass(frozen=True)
 class Strangers(HonestPrior):
-    """``prior``, and ``more`` clients with higher ids of whom it says nothing: nobody vouches for them, they are bad."""
+    """``prior``, and ``more`` clients with higher ids of whom it says nothing: nobody vouches for them."""
 
     prior: HonestPrior
     more: int
