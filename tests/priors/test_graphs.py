@@ -53,11 +53,11 @@ def test_strong_couplings_need_clusters() -> None:
     # Two states, all honest or all bad, of equal probability: single flips stay in the one they start from.
     n = 30
     edges = edges_of_labels(["one"] * n, 0.5)
-    prior = Ising(fields=(0.02,) * n, edges=edges)
+    prior = Ising(fields=(0.02,) * n, edges=edges, sweeps=25)
     assert not prior.exact
-    honest = prior._draw(4000, np.random.default_rng(0)).mean(1)
+    honest = prior._draw(2000, np.random.default_rng(0)).mean(1)
     # The two states' odds, by their energies: exp(2 n h).
-    assert (honest > 0.5).mean() == pytest.approx(1 / (1 + np.exp(-2 * n * 0.02)), abs=0.03)
+    assert (honest > 0.5).mean() == pytest.approx(1 / (1 + np.exp(-2 * n * 0.02)), abs=0.04)
     for ask in (prior.weights, prior.bad_count, prior.support, lambda: prior.log_prob(np.ones(n, dtype=bool))):
         with pytest.raises(ConfigError, match="30 connected clients"):
             ask()
@@ -75,8 +75,9 @@ def test_calibrated_rates_hold_under_coupling() -> None:
 
 def test_calibration_by_draws() -> None:
     edges = edges_of_labels(["a"] * 25, 0.03)
-    prior = Ising.calibrated(0.2, edges, clients=25, tolerance=0.02, seed=1)
-    assert (prior._fields > 0.3).all()
+    prior = Ising.calibrated(0.2, edges, clients=25, tolerance=0.03, seed=1)
+    # Without coupling they would be log(4)/2 = 0.69.
+    assert (abs(prior._fields - 0.28) < 0.02).all()
     assert not prior.exact
     assert 1 - prior._draw(5000, np.random.default_rng(9)).mean(0) == pytest.approx(np.full(25, 0.2), abs=0.045)
 

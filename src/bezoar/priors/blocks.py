@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: So many sets are made at once, and (times n) so many bytes.
 _AT_ONCE, _BYTES = 2**22, 2**28
+#: Up to so many sets that are needed, a search is faster than making all.
+_FEW = 2**14
 #: So many sets are searched for one by one.
 _ONE_BY_ONE = 2**18
 
@@ -49,7 +51,9 @@ def likeliest_sets(prior: HonestPrior, blocks: list[Block], delta: float) -> Fam
 
     n = sum(len(block.columns) for block in blocks)
     options = math.prod(len(block.log_prob) for block in blocks)
-    if options <= _AT_ONCE and options * n <= _BYTES:
+    needed = _needed(prior, delta) if delta and options > _FEW else 0.0
+    few = delta and options > _FEW and needed <= _FEW
+    if options <= _AT_ONCE and options * n <= _BYTES and not few:
         honest = _product(blocks, n)
         honest = honest[prior._possible(honest)]
         if not len(honest):
@@ -58,7 +62,6 @@ def likeliest_sets(prior: HonestPrior, blocks: list[Block], delta: float) -> Fam
         return likeliest(ordered(honest, np.asarray(prior.log_prob(honest))), delta)
     if delta == 0:
         raise ConfigError(f"{options:.3g} sets are possible, too many to enumerate them: ask for support(delta > 0)")
-    needed = _needed(prior, delta)
     if needed > 2 * _ONE_BY_ONE:
         raise ConfigError(
             f"about {needed:.2g} sets are needed for a probability of {1 - delta:.6g}, at most {_ONE_BY_ONE} are "
