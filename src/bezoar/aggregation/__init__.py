@@ -45,6 +45,7 @@ from bezoar.aggregation.median import Median
 from bezoar.aggregation.multi_krum import MultiKrum
 from bezoar.aggregation.nearest import CVA, MoNNA
 from bezoar.aggregation.nnm import NNM
+from bezoar.aggregation.prior_trimmed_mean import PriorTrimmedMean
 from bezoar.aggregation.registry import RULES, pipeline, pipeline_tables
 from bezoar.aggregation.sign_vote import SignVote
 from bezoar.aggregation.signguard import SignGuard
@@ -93,6 +94,7 @@ __all__ = [
     "Ordered",
     "Part",
     "Pipeline",
+    "PriorTrimmedMean",
     "Rule",
     "SignGuard",
     "SignVote",

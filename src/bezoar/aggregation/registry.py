@@ -31,6 +31,7 @@ from bezoar.aggregation.median import Median
 from bezoar.aggregation.multi_krum import MultiKrum
 from bezoar.aggregation.nearest import CVA, MoNNA
 from bezoar.aggregation.nnm import NNM
+from bezoar.aggregation.prior_trimmed_mean import PriorTrimmedMean
 from bezoar.aggregation.sign_vote import SignVote
 from bezoar.aggregation.signguard import SignGuard
 from bezoar.aggregation.sip import SIP
@@ -87,6 +88,7 @@ RULES: Registry[Part] = _Rules(
         "lasa": LASA,
         "fldetector": FLDetector,
         "sip": SIP,
+        "prior-trimmed-mean": PriorTrimmedMean,
     },
     group="bezoar.rules",
 )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bezoar.aggregation.base import Constant, Pipeline, Rule
+from bezoar.aggregation.prior_trimmed_mean import PriorTrimmedMean
 from bezoar.aggregation.sip import SIP
 from bezoar.certify.constants import kappa
 from bezoar.errors import ConfigError
@@ -33,7 +34,8 @@ def family_constants(rule: Rule, family: Family) -> NDArray[np.float64]:
     r"""kappa_S of ``rule`` for every set S of ``family``: :math:`\|F(x) - \bar x_S\|^2 \le \kappa_S Var_S` [K].
 
     For :class:`~bezoar.aggregation.SIP` it is the rho_S of its own candidates, infinite for a set that is none of them;
-    for other rules kappa with as many bad rows as S leaves out, infinite where that is more than the rule can take.
+    for the prior-trimmed mean what its weights and its share promise of the plain mean and variance of S; for other
+    rules kappa with as many bad rows as S leaves out, infinite where that is more than the rule can take.
     All clients are taken to be there, in the order of the rows.
 
     Raises:
@@ -52,6 +54,8 @@ def family_constants(rule: Rule, family: Family) -> NDArray[np.float64]:
     last = rule.rule if isinstance(rule, Pipeline) else rule
     if isinstance(last, SIP):
         return _projected(rule, last, family)
+    if isinstance(rule, PriorTrimmedMean):
+        return _trimmed(*rule.weighting(n), family)
     declared = rule.tolerated
 
     @cache
@@ -77,4 +81,19 @@ def _projected(rule: Rule, sip: SIP, family: Family) -> NDArray[np.float64]:
             inner = Constant(float(found[k]), "rho_S", "exact")
             known = () if f is None or q > f else part.constants(inner, n, f, q)
             found[k] = min((c.value for c in known if c.source != "unverified"), default=math.inf)
+    return found
+
+
+def _trimmed(weights: NDArray[np.float64], phi: float, family: Family) -> NDArray[np.float64]:
+    r"""A mean with shares u of S is off by at most (|S| sum u^2 - 1) Var_S, and u <= w/(w(S) - phi) (docs/sip.md)."""
+    found = np.full(len(family), math.inf)
+    for k, honest in enumerate(family.honest):
+        own = np.sort(weights[honest])[::-1]
+        left = float(own.sum()) - phi
+        if 1 - own.sum() > phi + 1e-12 or left <= 0:
+            continue
+        # The largest sum of squares fills up the largest shares.
+        upper = np.minimum(np.cumsum(own) / left, 1.0)
+        shares = np.diff(upper, prepend=0.0)
+        found[k] = max(0.0, len(own) * float((shares**2).sum()) - 1)
     return found
