@@ -73,7 +73,7 @@ def words(facts: PriorFacts) -> list[str]:
     found = [f"Of {facts.n} clients {mean:.2f} are bad on average; {levels}."]
     half = (facts.n - 1) // 2
     over = float(facts.law[half + 1 :].sum())
-    if over > 0:
+    if over >= 5e-5:
         found.append(
             f"Half of the clients or more are bad with probability {over:.2%}: then no rule that only counts (f < n/2) "
             f"promises anything."
