@@ -8,6 +8,7 @@ tensor([2.3333, 1.6667])
 from bezoar.aggregation.arc import ARC
 from bezoar.aggregation.base import (
     Aggregate,
+    Box,
     Columnwise,
     Constant,
     Context,
@@ -44,9 +45,11 @@ from bezoar.aggregation.median import Median
 from bezoar.aggregation.multi_krum import MultiKrum
 from bezoar.aggregation.nearest import CVA, MoNNA
 from bezoar.aggregation.nnm import NNM
+from bezoar.aggregation.prior_trimmed_mean import PriorTrimmedMean
 from bezoar.aggregation.registry import RULES, pipeline, pipeline_tables
 from bezoar.aggregation.sign_vote import SignVote
 from bezoar.aggregation.signguard import SignGuard
+from bezoar.aggregation.sip import SIP
 from bezoar.aggregation.subsets import MDA, MVA, SMEA
 from bezoar.aggregation.trimmed_mean import TrimmedMean
 
@@ -61,9 +64,11 @@ __all__ = [
     "MVA",
     "NNM",
     "RULES",
+    "SIP",
     "SMEA",
     "Aggregate",
     "BayesMean",
+    "Box",
     "Bucketing",
     "Bulyan",
     "CenteredClipping",
@@ -89,6 +94,7 @@ __all__ = [
     "Ordered",
     "Part",
     "Pipeline",
+    "PriorTrimmedMean",
     "Rule",
     "SignGuard",
     "SignVote",

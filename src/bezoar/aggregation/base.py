@@ -66,6 +66,19 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Box:
+    """What a projection into a box did.
+
+    Attributes:
+        diagonal: the box's largest extent, the norm of its sides.
+        moved: how many coordinates lay outside.
+    """
+
+    diagonal: float
+    moved: int
+
+
+@dataclass(frozen=True)
 class Aggregate:
     """A rule's answer with its diagnostics.
 
@@ -78,6 +91,7 @@ class Aggregate:
         excluded: row index -> why it was left out, by the gate before the rule ran or by the rule itself.
         scales: factor by which pre-aggregation scaled every row [n], where it only scaled (clipping).
         noise: standard deviation of the noise in every coordinate of ``vector``; ``weights`` leave it out.
+        box: what a projection into a box did (:class:`bezoar.aggregation.SIP`).
     """
 
     vector: Tensor
@@ -88,6 +102,7 @@ class Aggregate:
     excluded: Mapping[int, str] = field(default_factory=dict)
     scales: Tensor | None = None
     noise: float = 0.0
+    box: Box | None = None
 
     def _spread(self, kept: Tensor, n: int, excluded: Mapping[int, str]) -> Aggregate:
         """The same answer in the numbering of all ``n`` rows, of which ``kept`` took part."""
@@ -365,7 +380,7 @@ class Rule(Part):
         if excluded:
             part, remaining, context = self.within(kept, n), rows.select(kept), context.select(kept)
             hostile = tuple(rows.clients[torch.tensor(list(excluded))].tolist())
-            context = dataclasses.replace(context, hostile=hostile)
+            context = dataclasses.replace(context, hostile=(*context.hostile, *hostile))
             part.check(len(kept))
         if self.weighted and not (weights is not None and (weights[kept.to(weights.device)] > 0).any()):
             raise ConfigError(f"{self.name}: the clients that remain have no weight; excluded: {excluded}")

@@ -31,8 +31,10 @@ from bezoar.aggregation.median import Median
 from bezoar.aggregation.multi_krum import MultiKrum
 from bezoar.aggregation.nearest import CVA, MoNNA
 from bezoar.aggregation.nnm import NNM
+from bezoar.aggregation.prior_trimmed_mean import PriorTrimmedMean
 from bezoar.aggregation.sign_vote import SignVote
 from bezoar.aggregation.signguard import SignGuard
+from bezoar.aggregation.sip import SIP
 from bezoar.aggregation.subsets import MDA, MVA, SMEA
 from bezoar.aggregation.trimmed_mean import TrimmedMean
 from bezoar.errors import ConfigError
@@ -85,6 +87,8 @@ RULES: Registry[Part] = _Rules(
         "lfighter": LFighter,
         "lasa": LASA,
         "fldetector": FLDetector,
+        "sip": SIP,
+        "prior-trimmed-mean": PriorTrimmedMean,
     },
     group="bezoar.rules",
 )

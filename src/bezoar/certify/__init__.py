@@ -10,6 +10,7 @@ from bezoar.certify.constants import breakdown, constants, kappa
 from bezoar.certify.convergence import contraction, ef_sgd_bound, ef_sgd_lr
 from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, label_divergence, total_shift
 from bezoar.certify.ensemble import all_subsets, exact_ensemble, fixed_groups, random_subsets, sampled_ensemble
+from bezoar.certify.families import family_constants, rho
 from bezoar.certify.flcert import disjoint_groups, flcert_d
 from bezoar.certify.lipschitz import lower_estimate, softmax_constant, softmax_growth, softmax_smoothness
 from bezoar.certify.lower_bound import Dilemma, aggregation_floor, dilemma, dissimilarity, learnable, learning_floor
@@ -52,6 +53,7 @@ __all__ = [
     "error_feedback_bound",
     "exact_ensemble",
     "exact_solution",
+    "family_constants",
     "fixed_groups",
     "flcert_d",
     "guaranteed_loss_rate",
@@ -66,6 +68,7 @@ __all__ = [
     "lower_estimate",
     "poison_bound",
     "random_subsets",
+    "rho",
     "safe_bound",
     "sampled_ensemble",
     "softmax_constant",

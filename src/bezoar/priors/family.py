@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bezoar.errors import ConfigError
+from bezoar.priors.overlaps import intersecting, least_overlaps, rho_of
 
 Masks = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -65,6 +66,37 @@ class Family:
         p = np.exp(self.log_prob - self.log_prob.max())
         shares: Floats = (p / p.sum() / self.sizes) @ self.honest
         return shares
+
+    @cached_property
+    def overlaps(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        r"""The fewest clients that each set shares with any other, or with itself, and with which one: [K], [K]."""
+        return least_overlaps(self.honest)
+
+    def rho(self) -> Floats:
+        r"""What the family costs any rule: :math:`\rho_S = \max_T |S \setminus T| / |S \cap T|` [K].
+
+        For every S of the family, no rule that is robust for all of it errs by less than rho_S times the variance of S
+        in the worst case, and :class:`bezoar.aggregation.SIP` errs by no more (docs/sip.md). ``overlaps[1]`` tells
+        which T attains it.
+
+        Raises:
+            ConfigError: two sets are disjoint, so that no rule can serve both.
+
+        >>> Family.uniform(np.array([[True] * 5, [True] * 4 + [False]])).rho().tolist()
+        [0.25, 0.0]
+        """
+        return rho_of(self)
+
+    def intersecting(self) -> Family:
+        """The family without sets that can not be served beside likelier ones: of disjoint sets the likeliest remain.
+
+        >>> Family(np.eye(2, dtype=bool), np.log([0.1, 0.9])).intersecting().honest.tolist()
+        [[False, True]]
+        """
+        if self.overlaps[0].all():
+            return self
+        kept = intersecting(self)
+        return Family(self.honest[kept], self.log_prob[kept])
 
     def select(self, clients: Sequence[int] | NDArray[np.int64]) -> Family:
         """The family of the sets' parts within ``clients`` (their ids, in the order of the new columns).
