@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,10 @@ def candidates(n: int, k: int) -> Family:
     for row, (start, stop) in zip(honest[1:], ((0, 8), (8, 12), (12, 16), (16, 20)), strict=True):
         row[start * n // 20 : stop * n // 20] = False
     draws = np.random.default_rng(0)
-    more = np.array([draws.permutation(n) < (3 * n) // 4 for _ in range(max(0, 2 * k))], dtype=np.bool_).reshape(-1, n)
-    return (
-        Family.uniform(np.unique(np.concatenate([honest, more]), axis=0, return_index=False)[:k])
-        if k > 5
-        else (Family.uniform(honest[:k]))
-    )
+    if k <= len(honest):
+        return Family.uniform(honest[:k])
+    more = np.array([draws.permutation(n) < (3 * n) // 4 for _ in range(2 * k)], dtype=np.bool_)
+    return Family.uniform(np.unique(np.concatenate([honest, more]), axis=0)[:k])
 
 
 def measure(n: int, d: int, k: int, repeats: int) -> dict[str, Any]:
@@ -48,12 +48,12 @@ def measure(n: int, d: int, k: int, repeats: int) -> dict[str, Any]:
     intervals = Intervals.of(family.honest, np.sqrt(family.rho()))
     members = [torch.from_numpy(np.flatnonzero(row)) for row in family.honest]
     rules = {"mean": SIP(family, Mean()), "median": SIP(family, Median()), "gm": SIP(family, GeometricMedian())}
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "mean": lambda: values.mean(0),
         "means": lambda: [values[rows].mean(0) for rows in members],
         "box": lambda: common_box(values, intervals),
         "geometric median": lambda: GeometricMedian()(values),
-        **{f"sip({name})": (lambda rule=rule: rule(values)) for name, rule in rules.items()},
+        **{f"sip({name})": partial(rule, values) for name, rule in rules.items()},
     }
     timings = interleave(calls, repeats, torch.device("cpu"))
     rows, record = [], {}
@@ -67,7 +67,7 @@ def measure(n: int, d: int, k: int, repeats: int) -> dict[str, Any]:
         }
         figures = [f"{1e3 * timings[name].median:.1f}", f"{statistics.median(plain):.2f}"]
         rows.append([name, *figures, f"{statistics.median(sets):.2f}"])
-    print(f"{k} sets, {len(intervals.groups)} pivots")
+    print(f"{k} sets, {len(intervals.pivots)} pivots")
     print(table(["subject", "ms", f"/ ({k} x mean)", "/ means of the sets"], rows), end="\n\n")
     return record
 
