@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
 from bezoar.errors import ConfigError
-from bezoar.priors.base import HonestPrior, check_probability, likeliest
+from bezoar.priors.base import HonestPrior, likeliest
+from bezoar.priors.checks import check_clients, check_law
 from bezoar.priors.family import Family, Floats, Masks, merged
 
 
@@ -25,14 +27,10 @@ class Explicit(HonestPrior):
     p: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if isinstance(self.clients, bool) or not isinstance(self.clients, int) or self.clients < 1:
-            raise ConfigError(f"explicit: clients must be a whole number >= 1, got {self.clients!r}")
+        check_clients("explicit", self.clients)
         if len(self.bad) != len(self.p) or not self.bad:
             raise ConfigError(f"explicit: needs one probability a set, got {len(self.bad)} sets and {len(self.p)} p")
-        for value in self.p:
-            check_probability("explicit", "p", value)
-        if abs(sum(self.p) - 1) > 1e-9:
-            raise ConfigError(f"explicit: p must add up to 1, got {sum(self.p):.12g}")
+        check_law("explicit", self.p)
         for ids in self.bad:
             wrong = [i for i in ids if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.clients]
             if wrong or len(set(ids)) < len(ids):
@@ -62,11 +60,20 @@ class Explicit(HonestPrior):
 
     def _log_mass(self, honest: Masks) -> Floats:
         known = {row.tobytes(): p for row, p in zip(self._sets(), self.p, strict=True)}
+        found = np.array([known.get(row.tobytes(), 0.0) for row in np.ascontiguousarray(honest)], dtype=np.float64)
         with np.errstate(divide="ignore"):
-            return np.asarray(np.log([known.get(row.tobytes(), 0.0) for row in np.ascontiguousarray(honest)]))
+            # The given probabilities may miss one by rounding.
+            return np.asarray(np.log(found) - np.log(sum(self.p)), dtype=np.float64)
+
+    def _log_all_bad(self, clients: Sequence[int]) -> float:
+        bad = ~self._sets()[:, list(clients)].any(1)
+        with np.errstate(divide="ignore"):
+            return float(np.log(np.asarray(self.p)[bad].sum()) - np.log(sum(self.p)))
 
     def support(self, delta: float = 0.0) -> Family:
         honest = self._sets()
         log_prob = np.asarray(self.log_prob(honest))
         possible = log_prob > -np.inf
+        if not possible.any():
+            raise ConfigError("explicit: nobody is honest in any set that has a probability")
         return likeliest(merged(honest[possible], log_prob[possible]), delta)
