@@ -118,7 +118,7 @@ class AtQuantile(Rule):
         except ConfigError as error:
             if not self.clip:
                 raise ConfigError(
-                    f"{self.name}: with probability {1 - self.delta:g} at most {f} of {n} clients are bad, but {error}. "
+                    f"{self.name}: with probability {1 - self.delta:g} at most {f} clients are bad, but {error}. "
                     f"clip=True takes the largest f there is; SIP may serve the prior's sets themselves"
                 ) from None
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -189,9 +188,9 @@ def within(family: Family, clients: tuple[int, ...], hostile: tuple[int, ...]) -
     Those with a hostile client may not, unless all have one; those without a client here say nothing.
     """
     sets = np.ascontiguousarray(family.honest[:, list(clients)])
-    possible = sets.any(1)
+    possible: Masks = np.asarray(sets.any(1))
     if hostile:
-        clean = possible & ~family.honest[:, list(hostile)].any(1)
+        clean: Masks = possible & ~family.honest[:, list(hostile)].any(1)
         possible = clean if clean.any() else possible
     if not possible.any():
         raise ConfigError("no candidate set holds a client of this round whose row can be used")
@@ -213,5 +212,5 @@ def _local(prior: HonestPrior, clients: tuple[int, ...], hostile: tuple[int, ...
     """The prior about the rows that are there, the hostile clients being bad."""
     n = prior.n or len(clients) + len(hostile)
     if hostile:
-        prior = dataclasses.replace(prior).given_bad(hostile)
+        prior = prior.given_bad(hostile)
     return prior if tuple(range(n)) == clients else prior.among(clients)

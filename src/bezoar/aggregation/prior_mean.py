@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -76,10 +77,9 @@ def _weights(prior: Candidates, clients: tuple[int, ...], hostile: tuple[int, ..
                 family = prior
         return tuple(family.select(clients).weights().tolist())
     if hostile:
-        try:
+        # Where that is impossible, the prior is wrong about these clients.
+        with contextlib.suppress(ConfigError):
             prior = prior.given_bad(hostile)
-        except ConfigError:
-            pass
     part = prior if clients == tuple(range(prior.n or 0)) else prior.among(clients)
     return tuple(part.weights().tolist())
 
