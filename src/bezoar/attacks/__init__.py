@@ -45,6 +45,7 @@ from bezoar.attacks.semantic_text import SemanticText
 from bezoar.attacks.sign_flip import SignFlip
 from bezoar.attacks.trigger import DBA, BadNets
 from bezoar.attacks.virtual_data import VirtualData
+from bezoar.attacks.worst_of import WorstOf
 from bezoar.registry import Registry
 
 ATTACKS: Registry[Attack] = Registry(
@@ -82,6 +83,7 @@ ATTACKS: Registry[Attack] = Registry(
         "biased-sampling": BiasedSampling,
         "duplicated-records": DuplicatedRecords,
         "virtual-data": VirtualData,
+        "worst-of": WorstOf,
         "opt-alie": OptimisedALIE,
         "opt-ipm": OptimisedIPM,
         "adaptive-pgd": AdaptivePGD,
@@ -139,6 +141,7 @@ __all__ = [
     "UnitError",
     "UpdateAttack",
     "VirtualData",
+    "WorstOf",
     "black_box",
     "wrong_labels",
 ]

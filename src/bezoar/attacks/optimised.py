@@ -59,14 +59,17 @@ class _Optimised(UpdateAttack):
     """A line of vectors, start + scale * direction, of which the attackers send the one that hurts most."""
 
     least: ClassVar[Knowledge] = Knowledge.DEFENCE
+    added: ClassVar[tuple[str, ...]] = ("refresh",)
 
     largest: float = 100.0
     sample: int = SAMPLE
+    refresh: int = 1
 
     def __post_init__(self) -> None:
         if not (self.largest > 0 and math.isfinite(self.largest)):
             raise ConfigError(f"{type(self).__name__}: largest must be a positive number, got {self.largest}")
         check_count(type(self).__name__, "sample", self.sample, least=1)
+        check_count(type(self).__name__, "refresh", self.refresh, least=1)
 
     def _line(self, view: Updates, defence: Rule, context: AttackContext) -> tuple[Probe, Tensor, Tensor]:
         """The probe, and the mixes that are start and direction."""
@@ -77,6 +80,11 @@ class _Optimised(UpdateAttack):
 
     def send(self, view: Updates, defence: Rule, context: AttackContext) -> Sent:
         probe, start, direction = self._line(view, defence, context)
+        age = int(context.state.get("age", torch.tensor(self.refresh)))
+        if age < self.refresh:
+            chosen = float(context.state["scale"])
+            state = {**context.state, "age": torch.tensor(age + 1)}
+            return Sent(probe.stack(start + chosen * direction), state, {"scale": chosen})
 
         def value(scale: float) -> float:
             return probe.deviation(start + scale * direction)
@@ -86,7 +94,10 @@ class _Optimised(UpdateAttack):
         candidates = [(start + scale * direction, reached) for scale, reached in scales]
         rows, deviation, mix = probe.settle(candidates)
         chosen = next(scale for (scale, _), (tried, _) in zip(scales, candidates, strict=True) if tried is mix)
-        return Sent(rows, context.state, {"scale": chosen, "deviation": deviation})
+        state = context.state
+        if self.refresh > 1:
+            state = {"scale": torch.tensor(chosen, dtype=torch.float64), "age": torch.tensor(1)}
+        return Sent(rows, state, {"scale": chosen, "deviation": deviation})
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,8 @@ class OptimisedALIE(_Optimised):
     F is the defence; ``largest`` is z_max. sigma as in ``alie``. The shift is searched on a geometric grid of both
     signs and refined near the best points. Rules that read no columns are tried in n x n space, exactly; the others on
     ``sample`` columns, and the best shift of either sign is confirmed by whole aggregations, at most two. Rules with
-    a memory of clients, or that read layers, are asked about a dozen times as they are.
+    a memory of clients, or that read layers, are asked about a dozen times as they are. The search is repeated every
+    ``refresh`` rounds, in between its last shift is used.
 
     Knows: every honest update of the round, the defence and its memory.
     Cost: ALIE's pass over the columns, one Gram matrix and one inner product for each row; then O(n^3) a trial. For

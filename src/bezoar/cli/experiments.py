@@ -56,6 +56,11 @@ def run(
     """
     prepare(allocator, threads, device)
     table, values, name = read(source, settings)
+    if table.get("kind") == "expected":
+        from bezoar.cli import expected
+
+        expected.run_one_or_all(table, values, name, seed, out, data_dir, resume, device, allocator, quiet, as_json)
+        return
     if "grid" in table:
         _compare(table, values, name, seed, out, None, data_dir, device, 1, allocator, quiet, as_json)
         return
@@ -147,6 +152,11 @@ def compare(
     table, values, name = read(source, settings)
     if table.get("kind") == "personalized":
         raise ConfigError(f"{name}: this is one personalised run, no grid; run it with 'bezoar run'")
+    if table.get("kind") == "expected":
+        from bezoar.cli import expected
+
+        expected.compare_all(table, values, name, seed, out, cells, data_dir, device, jobs, allocator, quiet, as_json)
+        return
     _compare(table, values, name, seed, out, cells, data_dir, device, jobs, allocator, quiet, as_json)
 
 

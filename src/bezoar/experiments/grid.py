@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -38,12 +38,42 @@ from bezoar.experiments.scales import at_scale, holds, label
 from bezoar.recipes.paper import Claim, claims
 
 
+class Settled(Protocol):
+    """An experiment of any kind, all of it resolved."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def rounds(self) -> int: ...
+
+    def hash(self) -> str:
+        """Tells it from all others."""
+
+
+class Ended(Protocol):
+    """What a finished run says of itself."""
+
+    @property
+    def summary(self) -> dict[str, Any]: ...
+
+
+#: Reads an experiment from ``(table, source)``.
+Reader = Callable[[Mapping[str, Any], str], Settled]
+
+#: Runs one: ``(experiment, folder, *, data_dir, resume, device, progress, wait)``; workers are sent it by its name.
+Runner = Callable[..., Ended]
+
+
 @dataclass(frozen=True)
 class Cell:
     """One experiment of a grid, with its label on every axis."""
 
     labels: dict[str, Any]
-    experiment: Experiment
+    experiment: Settled
 
     @cached_property
     def key(self) -> str:
@@ -85,11 +115,12 @@ class Grid:
         source: str = "grid",
         seed: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        read: Reader = Experiment.from_table,
     ) -> Grid:
         """Check a table as read from TOML: every cell is validated.
 
         ``seed`` replaces the seed axis; ``settings`` (dotted keys) are set in every cell, after its axes, and
-        ``settings["scale"]`` chooses a scale.
+        ``settings["scale"]`` chooses a scale. ``read`` makes an experiment of a cell's table.
 
         Raises:
             ConfigError: names the file, the cell and the key.
@@ -118,7 +149,7 @@ class Grid:
                 chosen[axis] = _unlabelled(value)
             title = ", ".join(str(label) for label in labels.values())
             full = override(_as_tables(override(base, chosen)), settings)
-            experiment = Experiment.from_table(full, source=f"{source} [{title}]")
+            experiment = read(full, f"{source} [{title}]")
             cell = Cell(labels, experiment)
             if cell.key in seen:
                 raise ConfigError(f"{source}: the cells [{seen[cell.key]}] and [{title}] are the same experiment")
@@ -177,6 +208,7 @@ def compare(
     jobs: int = 1,
     allocator: str = "default",
     command: str | None = None,
+    runner: Runner = run,
     progress: CellProgress | None = None,
     finished: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
@@ -187,7 +219,7 @@ def compare(
     share what they have in common, also when they run at the same time: a cell that another process is running is left
     for last, and waited for. A cell that fails does not stop the others. ``jobs``
     cells run at a time, in processes of their own that share the processor's threads; ``allocator`` is ``"tuned"``
-    or ``"default"`` for those processes.
+    or ``"default"`` for those processes. ``runner`` runs a cell, as :func:`bezoar.experiments.run.run` does.
     """
     folder = Path(out)
     store = folder / "cells" if cells is None else Path(cells)
@@ -218,9 +250,9 @@ def compare(
         if finished:
             finished(outcomes[-1])
     if jobs == 1:
-        running = _in_turn(todo, store, data_dir, device, progress)
+        running = _in_turn(todo, store, data_dir, device, progress, runner)
     else:
-        running = _at_once(todo, store, data_dir, device, jobs, allocator, progress)
+        running = _at_once(todo, store, data_dir, device, jobs, allocator, progress, runner)
     for outcome in running:
         outcomes.append(outcome)
         if finished:
@@ -233,11 +265,17 @@ def compare(
 
 
 def _one(
-    cell: Cell, folder: Path, data_dir: str | Path | None, device: str, progress: Progress | None, wait: bool
+    cell: Cell,
+    folder: Path,
+    data_dir: str | Path | None,
+    device: str,
+    progress: Progress | None,
+    wait: bool,
+    runner: Runner,
 ) -> Outcome | None:
     """Run a cell; None if another process is running it, and we do not ``wait``."""
     try:
-        result = run(
+        result = runner(
             cell.experiment,
             folder / cell.key,
             data_dir=data_dir,
@@ -263,12 +301,13 @@ def _in_turn(
     data_dir: str | Path | None,
     device: str,
     progress: CellProgress | None,
+    runner: Runner,
 ) -> Iterator[Outcome]:
     left = [(cell, False) for cell in cells]
     for cell, busy in left:
         watch = _Lazy(progress, cell) if progress else None
         try:
-            outcome = _one(cell, folder, data_dir, device, watch, wait=busy)
+            outcome = _one(cell, folder, data_dir, device, watch, busy, runner)
         except Interrupted:
             raise Interrupted(f"stopped in [{cell.title}]; run the same command to go on from there") from None
         if outcome is None:
@@ -310,7 +349,7 @@ def _start_worker(news: Any, threads: int, allocator: str) -> None:
 
 
 def _in_worker(
-    cell: Cell, folder: Path, data_dir: str | Path | None, device: str, wait: bool = False
+    cell: Cell, folder: Path, data_dir: str | Path | None, device: str, runner: Runner, wait: bool = False
 ) -> Outcome | None:
     last = 0.0
     parent = os.getppid()
@@ -324,7 +363,7 @@ def _in_worker(
             last = time.monotonic()
             _news.put((cell.key, plain(record)))
 
-    return _one(cell, folder, data_dir, device, tell, wait)
+    return _one(cell, folder, data_dir, device, tell, wait, runner)
 
 
 def _at_once(
@@ -335,6 +374,7 @@ def _at_once(
     jobs: int,
     allocator: str,
     progress: CellProgress | None,
+    runner: Runner,
 ) -> Iterator[Outcome]:
     spawn = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // jobs)
@@ -343,7 +383,7 @@ def _at_once(
     news = spawn.Queue()
     pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(news, threads, allocator))
     try:
-        running = {pool.submit(_in_worker, cell, folder, data_dir, device): cell for cell in cells}
+        running = {pool.submit(_in_worker, cell, folder, data_dir, device, runner): cell for cell in cells}
         while running:
             done, _ = wait(running, timeout=_NEWS_SECONDS, return_when=FIRST_COMPLETED)
             with contextlib.suppress(queue.Empty):
@@ -357,7 +397,7 @@ def _at_once(
                     outcome = future.result()
                     if outcome is None:
                         # Behind everything else that there is to do.
-                        running[pool.submit(_in_worker, cell, folder, data_dir, device, True)] = cell
+                        running[pool.submit(_in_worker, cell, folder, data_dir, device, runner, True)] = cell
                 except BrokenProcessPool:
                     raise BezoarError(
                         "a worker process ended abruptly (out of memory?); run the same command to go on, "
@@ -378,9 +418,12 @@ def _measure_twins(grid: Grid, folder: Path) -> None:
     for cell in grid.cells:
         here = folder / cell.key
         summary = read_summary(here)
-        if cell.experiment.attack is None or summary is None or summary["distance_l2"] is not None:
+        experiment = cell.experiment
+        if not isinstance(experiment, Experiment) or experiment.attack is None:
             continue
-        twin = folder / cell.experiment.without_attack().hash()
+        if summary is None or summary["distance_l2"] is not None:
+            continue
+        twin = folder / experiment.without_attack().hash()
         if not all((twin / name).exists() for name in (SUMMARY, WEIGHTS)) or not (here / WEIGHTS).exists():
             continue
         weights, _ = load_tensors(here / WEIGHTS)

@@ -45,13 +45,13 @@ class Display:
         if self._live:
             self._bars.stop()
 
-    def start(self, title: str, rounds: int) -> Callback:
+    def start(self, title: str, rounds: int, unit: str = "rounds") -> Callback:
         """A new run begins; the answer takes its records."""
         if self._live:
             self._tasks[title] = self._bars.add_task(title, total=rounds, note="")
         else:
-            self._console.print(f"{title}: {rounds} rounds", markup=False, soft_wrap=True)
-        return _Watch(self, title, rounds)
+            self._console.print(f"{title}: {rounds} {unit}", markup=False, soft_wrap=True)
+        return _Watch(self, title, rounds, unit)
 
     def finished(self, title: str, ending: str) -> None:
         """A cell has ended."""
@@ -77,8 +77,8 @@ class Display:
 
 
 class _Watch:
-    def __init__(self, display: Display, title: str, rounds: int) -> None:
-        self._display, self._title, self._rounds = display, title, rounds
+    def __init__(self, display: Display, title: str, rounds: int, unit: str) -> None:
+        self._display, self._title, self._rounds, self._unit = display, title, rounds, unit
         self._accuracy = ""
         self._first: tuple[float, int] | None = None
 
@@ -88,7 +88,7 @@ class _Watch:
         if self._first is None:
             self._first = now, round
         elapsed = now - self._first[0]
-        speed = f"{(round - self._first[1]) / elapsed:5.1f} rounds/s" if elapsed > 0 else ""
+        speed = f"{(round - self._first[1]) / elapsed:5.1f} {self._unit}/s" if elapsed > 0 else ""
         if evaluated:
             attack = record["attack_accuracy"]
             shown = "" if attack is None else f"  attack {attack:6.1%}"

@@ -18,6 +18,7 @@ from typing import Any
 from bezoar.reports import plots as figures
 from bezoar.reports import style, words
 from bezoar.reports.estimates import Estimate
+from bezoar.reports.expected import is_expected, write_page
 from bezoar.reports.published import published_table
 from bezoar.reports.records import Cell, Comparison, Run, as_comparison, load
 from bezoar.reports.rows import Grid, grid
@@ -89,8 +90,11 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
     """Writes ``report.html``, ``tables/`` and ``figures/`` for a run or comparison directory.
 
     They go to ``out``, by default ``directory/report``. The same records give the same bytes. Returns the page's path.
+    Runs of expected robustness have a page of their own (:mod:`bezoar.reports.expected`).
     """
     directory = Path(directory)
+    if is_expected(directory):
+        return write_page(directory, out)
     g = grid(as_comparison(load(directory)))
     out = directory / "report" if out is None else Path(out)
     for folder in (out / "tables", out / "figures"):
