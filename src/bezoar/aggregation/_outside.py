@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bezoar.priors.family import Floats, Masks
 
@@ -50,36 +53,58 @@ def tight_sets(distances: Floats, most: int) -> Visited:
     """
     m = len(distances)
     most = min(most, m - 1)
-    listed, total = 0, 1
-    while listed < most and total + math.comb(m, listed + 1) <= LISTED:
-        listed += 1
-        total += math.comb(m, listed)
-    found = [np.ones((1, m), dtype=np.bool_)]
-    for q in range(1, listed + 1):
-        level = np.ones((math.comb(m, q), m), dtype=np.bool_)
-        out = np.array(list(itertools.combinations(range(m), q)))
-        level[np.arange(len(out))[:, None], out] = False
-        found.append(level)
-    beam = found[-1]
-    for q in range(listed + 1, most + 1):
-        beam = _smaller(distances, beam, m - q)
+    listed, honest = _few_bad(m, most)
+    found = [honest]
+    beam = honest[(~honest).sum(1) == listed]
+    for _ in range(listed, most):
+        beam = _smaller(distances, beam)
         found.append(beam)
     return Visited(np.concatenate(found), listed)
 
 
-def _smaller(distances: Floats, sets: Masks, size: int) -> Masks:
-    """The tightest different sets of ``size`` that are one of ``sets`` without a client."""
+@lru_cache(maxsize=8)
+def _few_bad(m: int, most: int) -> tuple[int, Masks]:
+    """The largest number q <= most such that all sets of at most q bad clients are few, and these sets."""
+    listed, total = 0, 1
+    while listed < most and total + math.comb(m, listed + 1) <= LISTED:
+        listed += 1
+        total += math.comb(m, listed)
+    honest = np.ones((total, m), dtype=np.bool_)
+    row = 0
+    for q in range(1, listed + 1):
+        row += math.comb(m, q - 1)
+        out = np.array(list(itertools.combinations(range(m), q)))
+        honest[np.arange(row, row + len(out))[:, None], out] = False
+    return listed, honest
+
+
+def _smaller(distances: Floats, sets: Masks) -> Masks:
+    """The tightest different sets that are one of the tightest of ``sets``, all of one size, without a client."""
     members = sets.astype(np.float64)
     towards = members @ distances
     inside = np.einsum("ki,ki->k", towards, members) / 2
+    if len(sets) > BEAM:
+        best = np.argpartition(inside, BEAM)[:BEAM]
+        sets, towards, inside = sets[best], towards[best], inside[best]
     left = np.where(sets, inside[:, None] - towards, np.inf).ravel()
-    order = np.argsort(left, kind="stable")[: 6 * BEAM * 2]
+    # A set may come from as many parents as clients are out of it; a few times as many are enough to fill the beam.
+    count = min(len(left), 6 * BEAM)
+    order = np.argpartition(left, count - 1)[:count]
     order = order[np.isfinite(left[order])]
+    order = order[np.argsort(left[order], kind="stable")]
     parents, gone = np.divmod(order, sets.shape[1])
-    smaller = sets[parents].copy()
+    smaller = sets[parents]
     smaller[np.arange(len(order)), gone] = False
-    _, first = np.unique(np.packbits(smaller, axis=1), axis=0, return_index=True)
+    _, first = np.unique(codes(smaller), return_index=True)
     return np.asarray(smaller[np.sort(first)[:BEAM]])
+
+
+def codes(sets: Masks) -> NDArray[Any]:
+    """One key for each of ``sets`` [K, m]: equal for equal sets."""
+    if sets.shape[1] <= 62:
+        return np.asarray(sets @ (1 << np.arange(sets.shape[1], dtype=np.int64)))
+    packed = np.ascontiguousarray(np.packbits(sets, axis=1))
+    return packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
 
 
 def missed(distances: Floats, visited: Visited, law: Minority, cost: tuple[float, float, float]) -> float:

@@ -21,7 +21,7 @@ from bezoar.aggregation._candidates import (
     prior_field,
 )
 from bezoar.aggregation._gram import normalised
-from bezoar.aggregation._outside import Minority, missed, tight_sets
+from bezoar.aggregation._outside import Minority, codes, missed, tight_sets
 from bezoar.aggregation._posterior import Model, Posterior, posterior
 from bezoar.aggregation.base import Aggregate, Context, Rule, State
 from bezoar.aggregation.posterior_mean import check_model, mean_weights
@@ -171,8 +171,7 @@ class GuardedSIP(Rule):
 
     def _mixed(self, family: Family, outside: Masks, law: Minority) -> tuple[Masks, Floats, int]:
         """All sets, the family's first, with their log probability under mu', and how many are the family's."""
-        known = {row.tobytes() for row in np.ascontiguousarray(family.honest)}
-        fresh = np.array([row.tobytes() not in known for row in np.ascontiguousarray(outside)])
+        fresh = ~np.isin(codes(outside), codes(family.honest))
         sets = np.concatenate([family.honest, outside[fresh]])
         of_prior = family.log_prob - np.logaddexp.reduce(family.log_prob)
         told = np.concatenate([of_prior, np.full(int(fresh.sum()), -np.inf)]) + math.log1p(-self.contamination)
