@@ -51,8 +51,9 @@ def test_commands_and_options_exist(page: Path) -> None:
 
     group = typer.main.get_command(app)
     for line in page.read_text(encoding="utf-8").splitlines():
-        for command in re.findall(r"^(?:\$ )?bezoar ([\w-]+)", line):
+        for command, inner in re.findall(r"^(?: {4}|\$ |`)?bezoar ([\w-]+)(?: ([\w-]+))?", line):
             known = group.commands[command]  # type: ignore[attr-defined]
+            known = getattr(known, "commands", {}).get(inner, known)
             options = {option for parameter in known.params for option in parameter.opts}
             for option in re.findall(r"(--[a-z-]+)", line):
                 assert option in options, f"{page.name}: bezoar {command} has no {option}"

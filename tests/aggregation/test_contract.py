@@ -483,6 +483,8 @@ def largest_excluded(rule: Rule, n: int = N) -> int:
 
 @every_state
 def test_as_many_rows_as_allowed_may_be_unusable_and_no_more(rule: Rule, warm: bool) -> None:
+    if isinstance(rule, PriorTrimmedMean):
+        pytest.skip("a matter of the weight that they held: see test_prior_trimmed_mean.py")
     order = [row for row in (3, 9, 0, 10, 4, 1, 7, 2, 8, 6) if row != TRUSTED]
     limit = largest_excluded(rule)
     values = honest()
@@ -903,7 +905,7 @@ def test_few_rows(rule: Rule) -> None:
             halves[: n // 2] = distinct[0]
             unusable = distinct.clone()
             # A weighted trimmed mean tolerates lost weight, not lost rows: the heavy client is among these.
-            by_weight = isinstance(fitting, TrimmedMean) and fitting.weighted
+            by_weight = isinstance(fitting, PriorTrimmedMean) or (isinstance(fitting, TrimmedMean) and fitting.weighted)
             spoilt = 0 if by_weight else largest_excluded(fitting, n)
             unusable[n - spoilt :] = torch.nan
             line = normal(1, D) * torch.arange(1.0, n + 1)[:, None]

@@ -222,3 +222,19 @@ def test_a_run_that_can_not_start_leaves_no_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cohort"):
         run(Experiment.from_table(table), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_value_may_be_reported_under_several_names() -> None:
+    values = [
+        {"label": {"rule": rule, "radius": radius}, "preset": rule, "radius": radius}
+        for rule, radius in (("clip", 1.0), ("clip", 2.0), ("sparsefed", 1.0))
+    ]
+    table = {**TABLE, "grid": {"seed": [0, 1], "defence": values}}
+    table.pop("defence", None)
+    table.pop("seed", None)
+    grid = Grid.from_table(table)
+    assert grid.axes == ("seed", "rule", "radius")
+    assert grid.cells[1].labels == {"seed": 0, "rule": "clip", "radius": 2.0}
+    values[0]["label"] = "clip"
+    with pytest.raises(ConfigError, match="labels must all name the same things"):
+        Grid.from_table(table)

@@ -36,6 +36,7 @@ PAIRS: list[HonestPrior] = [
     Independent(RATES, at_most=2),
     Independent(0.2, 8, "minority"),
     Independent((0.0, 1.0, 0.5, 0.25), at_most=2),
+    Independent((0.95, 0.9, 0.99, 0.8, 0.9), at_most=1),
     Subsets(3, 8),
     Subsets(0, 5),
     Count((0.4, 0.0, 0.35, 0.25), 6),

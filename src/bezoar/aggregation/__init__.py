@@ -6,6 +6,7 @@ tensor([2.3333, 1.6667])
 """
 
 from bezoar.aggregation.arc import ARC
+from bezoar.aggregation.at_quantile import AtQuantile
 from bezoar.aggregation.base import (
     Aggregate,
     Box,
@@ -36,6 +37,7 @@ from bezoar.aggregation.fldetector import FLDetector
 from bezoar.aggregation.fltrust import FLTrust
 from bezoar.aggregation.foolsgold import FoolsGold
 from bezoar.aggregation.geometric_median import GeometricMedian
+from bezoar.aggregation.guarded_sip import GuardedSIP
 from bezoar.aggregation.krum import Krum
 from bezoar.aggregation.lasa import LASA
 from bezoar.aggregation.lfighter import LFighter
@@ -45,6 +47,8 @@ from bezoar.aggregation.median import Median
 from bezoar.aggregation.multi_krum import MultiKrum
 from bezoar.aggregation.nearest import CVA, MoNNA
 from bezoar.aggregation.nnm import NNM
+from bezoar.aggregation.posterior_mean import PosteriorMean
+from bezoar.aggregation.prior_mean import PriorMean
 from bezoar.aggregation.prior_trimmed_mean import PriorTrimmedMean
 from bezoar.aggregation.registry import RULES, pipeline, pipeline_tables
 from bezoar.aggregation.sign_vote import SignVote
@@ -67,6 +71,7 @@ __all__ = [
     "SIP",
     "SMEA",
     "Aggregate",
+    "AtQuantile",
     "BayesMean",
     "Box",
     "Bucketing",
@@ -83,6 +88,7 @@ __all__ = [
     "FilterL2",
     "FoolsGold",
     "GeometricMedian",
+    "GuardedSIP",
     "Krum",
     "LFighter",
     "MeaMed",
@@ -94,6 +100,8 @@ __all__ = [
     "Ordered",
     "Part",
     "Pipeline",
+    "PosteriorMean",
+    "PriorMean",
     "PriorTrimmedMean",
     "Rule",
     "SignGuard",

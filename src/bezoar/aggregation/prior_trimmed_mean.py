@@ -68,6 +68,18 @@ class PriorTrimmedMean(Rule):
             raise ConfigError(f"PriorTrimmedMean: eta must be a number >= 0, got {self.eta!r}")
         check_count(self.name, "draws", self.draws, 1)
 
+    def check(self, n: int) -> None:
+        if self.prior is not None and self.prior.n in (None, n):
+            self._check_share(self.weighting(n)[1])
+
+    def _check_share(self, phi: float) -> None:
+        if phi >= 0.5:
+            raise ConfigError(
+                f"PriorTrimmedMean: bad clients hold {phi:.3g} of the weight with probability > {self.delta:g}, and "
+                "half of it or more can not be trimmed: raise delta, lower eta (weights further from equal ones), or "
+                "name a client that is never bad"
+            )
+
     def weighting(self, n: int) -> tuple[Floats, float]:
         """Weights of n clients that all take part [n], and the share phi trimmed at each end."""
         prior = about(self.name, needed(self.name, self.prior), n)
@@ -79,12 +91,7 @@ class PriorTrimmedMean(Rule):
         prior = about(self.name, prior, len(clients) + len(hostile))
         whole = tuple(sorted(clients + hostile))
         weights, phi = _weighting(prior, whole, self.delta, self.eta, self.draws, self.seed)
-        if phi >= 0.5:
-            raise ConfigError(
-                f"PriorTrimmedMean: bad clients hold {phi:.3g} of the weight with probability > {self.delta:g}, and "
-                "half of it or more can not be trimmed: raise delta, lower eta (weights further from equal ones), or "
-                "name a client that is never bad"
-            )
+        self._check_share(phi)
         held = dict(zip(whole, weights.tolist(), strict=True))
         left = np.array([held[client] for client in clients])
         gone = sum(held[client] for client in hostile)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bezoar.aggregation.arc import ARC
+from bezoar.aggregation.at_quantile import AtQuantile
 from bezoar.aggregation.base import Mixing, Part, Pipeline, Rule
 from bezoar.aggregation.bayes_mean import BayesMean
 from bezoar.aggregation.bucketing import Bucketing
@@ -22,6 +23,7 @@ from bezoar.aggregation.fldetector import FLDetector
 from bezoar.aggregation.fltrust import FLTrust
 from bezoar.aggregation.foolsgold import FoolsGold
 from bezoar.aggregation.geometric_median import GeometricMedian
+from bezoar.aggregation.guarded_sip import GuardedSIP
 from bezoar.aggregation.krum import Krum
 from bezoar.aggregation.lasa import LASA
 from bezoar.aggregation.lfighter import LFighter
@@ -31,6 +33,8 @@ from bezoar.aggregation.median import Median
 from bezoar.aggregation.multi_krum import MultiKrum
 from bezoar.aggregation.nearest import CVA, MoNNA
 from bezoar.aggregation.nnm import NNM
+from bezoar.aggregation.posterior_mean import PosteriorMean
+from bezoar.aggregation.prior_mean import PriorMean
 from bezoar.aggregation.prior_trimmed_mean import PriorTrimmedMean
 from bezoar.aggregation.sign_vote import SignVote
 from bezoar.aggregation.signguard import SignGuard
@@ -88,6 +92,10 @@ RULES: Registry[Part] = _Rules(
         "lasa": LASA,
         "fldetector": FLDetector,
         "sip": SIP,
+        "guarded-sip": GuardedSIP,
+        "posterior-mean": PosteriorMean,
+        "prior-mean": PriorMean,
+        "chance-constrained": AtQuantile,
         "prior-trimmed-mean": PriorTrimmedMean,
     },
     group="bezoar.rules",

@@ -98,10 +98,10 @@ class _Optimised(UpdateAttack):
         candidates = [(start + scale * direction, reached) for scale, reached in scales]
         rows, deviation, mix = probe.settle(candidates)
         chosen = next(scale for (scale, _), (tried, _) in zip(scales, candidates, strict=True) if tried is mix)
-        state = context.state
+        after = context.state
         if self.refresh > 1:
-            state = {"scale": torch.tensor(chosen, dtype=torch.float64), "age": torch.tensor(1)}
-        return Sent(rows, state, {"scale": chosen, "deviation": deviation})
+            after = {"scale": torch.tensor(chosen, dtype=torch.float64), "age": torch.tensor(1)}
+        return Sent(rows, after, {"scale": chosen, "deviation": deviation})
 
 
 @dataclass(frozen=True)

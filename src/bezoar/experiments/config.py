@@ -30,8 +30,9 @@ from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS, Partition, Sampling
 from bezoar.errors import ConfigError, nearest
 from bezoar.experiments import readings
 from bezoar.experiments.defence import Defence, defence
+from bezoar.experiments.honesty import FromData, prior_table, read_prior
 from bezoar.models import MODELS
-from bezoar.priors import PRIORS, HonestPrior
+from bezoar.priors import HonestPrior
 from bezoar.regime import regime
 from bezoar.registry import Registry
 from bezoar.servers.schedules import SCHEDULES, Schedule
@@ -76,11 +77,7 @@ AttackField = Annotated[
 ]
 
 
-PriorField = Annotated[
-    HonestPrior | None,
-    PlainValidator(lambda table: None if table is None else PRIORS.build(table)),
-    PlainSerializer(lambda prior: None if prior is None else PRIORS.table(prior)),
-]
+PriorField = Annotated[HonestPrior | FromData | None, PlainValidator(read_prior), PlainSerializer(prior_table)]
 
 
 class Settings(BaseModel):
@@ -215,6 +212,9 @@ class Evaluation(Settings):
 class Experiment(Settings):
     """A federation, an adversary, a defence and a seed: everything that decides the result.
 
+    A ``prior`` is what the server knows of who may be malicious: rules without a prior of their own are told it, and
+    unless the adversary says who is malicious, that is a draw from it.
+
     A ``reading`` of the SparseFed paper sets what the other tables leave open, as the paper prints it or a revision of
     its code has it (``bezoar list readings``).
 
@@ -231,6 +231,7 @@ class Experiment(Settings):
     learning_rate: ScheduleField
     sampling: SamplingField
     clients: ClientsField = Gradient()
+    prior: PriorField = None
     adversary: Adversary = Adversary()
     attack: AttackField = None
     defence: DefenceField
@@ -252,8 +253,14 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.attack is not None and self.adversary.absent:
+        if self.attack is not None and self.harmless:
             raise ConfigError("there is an attack but nobody is malicious: set adversary.count or adversary.share")
+        if self.prior is not None and (self.adversary.count is not None or self.adversary.share is not None):
+            key = "count" if self.adversary.count is not None else "share"
+            raise ConfigError(
+                f"[prior] and adversary.{key} both say who is malicious: leave out adversary.{key} to draw from it; "
+                f"to tell rules something else than what is drawn from, give adversary.prior (or adversary.clients)"
+            )
         if self.attack is not None and self.adversary.knowledge < self.attack.least:
             name, least = ATTACKS.name(self.attack), self.attack.least.label
             raise ConfigError(
@@ -267,6 +274,11 @@ class Experiment(Settings):
                 f"adversary.per_round={per_round} leaves no honest client in a cohort of {self.sampling.cohort}"
             )
         return self
+
+    @property
+    def harmless(self) -> bool:
+        """Whether nobody can be malicious."""
+        return self.adversary.absent and self.prior is None
 
     def table(self) -> dict[str, Any]:
         """The experiment as plain tables, everything resolved, without empty keys."""

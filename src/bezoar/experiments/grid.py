@@ -34,7 +34,7 @@ from bezoar.experiments.records import (
     write_summary,
 )
 from bezoar.experiments.run import Interrupted, Progress, distances, run
-from bezoar.experiments.scales import at_scale, holds, label
+from bezoar.experiments.scales import at_scale, holds, label, labels
 from bezoar.recipes.paper import Claim, claims
 
 
@@ -97,8 +97,9 @@ class Grid:
 
     In TOML the base experiment stands at the top, the axes in ``[grid]``: an axis is a section (``defence``,
     ``attack``) whose values replace that section, or a dotted key (``"model.width"``) with its values. A table may
-    carry a ``label``. ``[scale.NAME]`` says what changes at another scale (:mod:`bezoar.experiments.scales`),
-    ``[paper]`` what was published (:mod:`bezoar.recipes.paper`); neither is part of an experiment.
+    carry a ``label``, or several: ``label = { task = "digits", skew = "0.1" }``. ``[scale.NAME]`` says what changes at
+    another scale (:mod:`bezoar.experiments.scales`), ``[paper]`` what was published (:mod:`bezoar.recipes.paper`);
+    neither is part of an experiment.
     """
 
     name: str
@@ -143,14 +144,15 @@ class Grid:
         cells = []
         seen: dict[str, str] = {}
         for combination in itertools.product(*axes.values()):
-            labels, chosen = {}, {}
+            named: dict[str, Any] = {}
+            chosen = {}
             for axis, value in zip(axes, combination, strict=True):
-                labels[axis] = label(value)
+                named |= labels(axis, value)
                 chosen[axis] = _unlabelled(value)
-            title = ", ".join(str(label) for label in labels.values())
+            title = ", ".join(str(label) for label in named.values())
             full = override(_as_tables(override(base, chosen)), settings)
             experiment = read(full, f"{source} [{title}]")
-            cell = Cell(labels, experiment)
+            cell = Cell(named, experiment)
             if cell.key in seen:
                 raise ConfigError(f"{source}: the cells [{seen[cell.key]}] and [{title}] are the same experiment")
             seen[cell.key] = title
@@ -163,7 +165,12 @@ class Grid:
         # A scale may run less than what was published.
         known = {axis: [str(label(value)) for value in _listed(written, axis) + axes[axis]] for axis in axes}
         published = claims(table.get("paper"), known, f"{source}: paper")
-        return cls(first.name, first.description, tuple(axes), tuple(cells), scale, published)
+        reported = dict.fromkeys(name for axis in axes for name in labels(axis, axes[axis][0]))
+        for axis in axes:
+            kinds = {tuple(labels(axis, value)) for value in axes[axis]}
+            if len(kinds) > 1:
+                raise ConfigError(f"{source}: grid.{axis}: labels must all name the same things, got {sorted(kinds)}")
+        return cls(first.name, first.description, tuple(reported), tuple(cells), scale, published)
 
 
 def _listed(grid: object, axis: str) -> list[Any]:

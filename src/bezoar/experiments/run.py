@@ -16,6 +16,7 @@ from torch import Tensor
 from bezoar.errors import BezoarError, ConfigError, DivergedError
 from bezoar.experiments import environment
 from bezoar.experiments.config import Experiment
+from bezoar.experiments.losses import prior_losses, who_was_bad
 from bezoar.experiments.records import CONFIG, WEIGHTS, Records, alone, load_tensors, plain, read_summary
 from bezoar.experiments.rounds import Clock, State, evaluate, play
 from bezoar.experiments.setup import Setup, prepare
@@ -136,7 +137,7 @@ def _run(
             progress=None,
         )
     weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
-    summary = _summary(setup, records, digest, diverged, command)
+    summary = _summary(experiment, setup, records, digest, diverged, command)
     if twin is not None:
         summary.update(distances(weights, twin.weights))
     summary = plain(summary)
@@ -223,6 +224,8 @@ def _rounds(setup: Setup, state: State, records: Records, digest: str, progress:
             if due:
                 clock = Clock(setup.device)
                 result = evaluate(setup, t)
+                if t == experiment.rounds:
+                    result |= prior_losses(setup)
                 clock.stop("evaluation")
                 seconds |= clock.seconds
                 metrics.append(result)
@@ -263,8 +266,9 @@ class _Interrupts:
             signal.signal(signal.SIGINT, self._previous)
 
 
-def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, command: str | None) -> dict[str, Any]:
-    experiment = setup.experiment
+def _summary(
+    experiment: Experiment, setup: Setup, records: Records, digest: str, diverged: str | None, command: str | None
+) -> dict[str, Any]:
     last: dict[str, Any] = records.evaluations[-1] if records.evaluations and not diverged else {}
     attack_accuracy = last.get("attack_accuracy")
     impact = None
@@ -276,6 +280,8 @@ def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, 
     spent = {phase: sum(entry.get(phase, 0.0) for entry in records.timings) for phase in phases}
     classes = len(setup.federation.dataset.classes)
     converged, note = _converged(last, classes, diverged)
+    scores = {} if setup.prior is None else {key: last.get(key) for key in ("honest_loss", "expected_loss")}
+    who = {**who_was_bad(setup), **scores}
     return {
         "name": experiment.name,
         "seed": experiment.seed,
@@ -284,6 +290,7 @@ def _summary(setup: Setup, records: Records, digest: str, diverged: str | None, 
         "parameters": setup.weights.numel(),
         "clients": setup.federation.n,
         "malicious": len(setup.malicious),
+        **({"honesty": who} if who else {}),
         "test_accuracy": last.get("test_accuracy"),
         "test_accuracy_clean": last.get("test_accuracy_clean"),
         "test_loss": last.get("test_loss"),

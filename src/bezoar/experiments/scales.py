@@ -122,13 +122,27 @@ _NAMING = ("label", "preset", "kind", "name", "dataset")
 
 
 def label(value: Any) -> Any:
-    """What a value on an axis is called: itself, or a table's ``label``, else its preset, kind or name."""
+    """What a value on an axis is called: itself, or a table's ``label``, else its preset, kind or name.
+
+    A label that is a table itself is called by its values: see :func:`labels`.
+    """
     if isinstance(value, Mapping):
         for key in _NAMING:
             if key in value:
-                return value[key]
+                named = value[key]
+                return ", ".join(map(str, named.values())) if isinstance(named, Mapping) else named
         raise ConfigError(f"a table on a grid axis needs a label: {dict(value)!r}")
     return value
+
+
+def labels(axis: str, value: Any) -> dict[str, Any]:
+    """Under which names a value is reported: one for its axis, or several where its ``label`` is a table.
+
+    >>> labels("task", {"label": {"task": "digits", "skew": "0.1"}, "kind": "softmax"})
+    {'task': 'digits', 'skew': '0.1'}
+    """
+    named = value.get("label") if isinstance(value, Mapping) else None
+    return dict(named) if isinstance(named, Mapping) and named else {axis: label(value)}
 
 
 def holds(table: Mapping[str, Any], dotted: str) -> bool:

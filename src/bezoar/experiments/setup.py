@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,9 @@ from bezoar.data import EpochSampling, Federation, compromised, load, partition
 from bezoar.data.dataset import Dataset, Indices
 from bezoar.errors import ConfigError
 from bezoar.experiments.config import Adversary, Experiment
+from bezoar.experiments.honesty import about, drawn, told
 from bezoar.models import MODELS, flatten, make_model
+from bezoar.priors import HonestPrior
 from bezoar.seeding import numpy_generator
 from bezoar.updates import Needs
 
@@ -36,6 +38,7 @@ class Setup:
     """What stays the same in all rounds of a run.
 
     Attributes:
+        experiment: what is run; rules of its defence that want a prior have one.
         federation: data set and partition.
         malicious: ids of the malicious clients, ascending.
         sybils: ids of the adversary's extra clients, above all others.
@@ -46,6 +49,8 @@ class Setup:
         root: training rows that the server trusts, empty unless the rule uses them.
         held: how many samples every client counts as holding when cohorts are drawn [n].
         device: where everything is computed.
+        prior: what rules are told of who may be malicious, about the clients with data; None without ``[prior]``.
+        source: what the malicious clients were drawn from, None if they were not drawn from a prior.
     """
 
     experiment: Experiment
@@ -59,6 +64,8 @@ class Setup:
     root: Indices
     held: Indices
     device: torch.device
+    prior: HonestPrior | None = None
+    source: HonestPrior | None = None
 
     def draw(self, round: int) -> Indices:
         """The ids of the clients that are drawn for ``round`` (from 1), ascending."""
@@ -88,17 +95,28 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
     """
     dataset = load(experiment.data.dataset, data_dir, normalise=experiment.data.normalise)
     federation = _at("data.partition", lambda: partition(dataset, experiment.data.partition, experiment.seed))
-    malicious = _at("adversary", lambda: _malicious(experiment.adversary, federation.n, experiment.seed))
-    return assemble(experiment, federation, malicious, device)
+    prior = None if experiment.prior is None else _at("prior", lambda: about(experiment.prior, federation))  # type: ignore[arg-type]
+    source, malicious = _at("adversary", lambda: _malicious(experiment, federation, prior))
+    return replace(assemble(experiment, federation, malicious, device, prior), source=source)
 
 
-def assemble(experiment: Experiment, federation: Federation, malicious: Indices, device: torch.device) -> Setup:
+def assemble(
+    experiment: Experiment,
+    federation: Federation,
+    malicious: Indices,
+    device: torch.device,
+    prior: HonestPrior | None = None,
+) -> Setup:
     """As :func:`prepare`, for a federation that exists, with these malicious clients (ascending).
+
+    ``prior``, about its clients, is what rules without a prior of their own are told.
 
     Raises:
         ConfigError: parts that do not fit together, found before the first round.
     """
     adversary, dataset = experiment.adversary, federation.dataset
+    pipeline = _at("defence.pipeline", lambda: told(experiment.defence.pipeline, prior, federation.n, adversary.sybils))
+    experiment = experiment.model_copy(update={"defence": replace(experiment.defence, pipeline=pipeline)})
     sybils = np.arange(federation.n, federation.n + adversary.sybils, dtype=np.int64)
     if len(sybils) and not len(malicious) and isinstance(experiment.attack, DataAttack):
         raise ConfigError(
@@ -144,8 +162,8 @@ def assemble(experiment: Experiment, federation: Federation, malicious: Indices,
     if isinstance(experiment.attack, UpdateAttack) and adversary.knowledge >= Knowledge.DEFENCE:
         update_attack = experiment.attack
         _at("attack", lambda: update_attack.check(experiment.defence.pipeline))
-    root = _root(experiment, dataset)
-    return Setup(experiment, federation, malicious, sybils, model, weights, Scratch(model), goal, root, held, device)
+    root, scratch = _root(experiment, dataset), Scratch(model)
+    return Setup(experiment, federation, malicious, sybils, model, weights, scratch, goal, root, held, device, prior)
 
 
 def _readable(experiment: Experiment, dataset: Dataset) -> None:
@@ -163,15 +181,26 @@ def _readable(experiment: Experiment, dataset: Dataset) -> None:
         raise ConfigError(f"attack: {ATTACKS.name(attack)!r} changes inputs that are numbers; {dataset.name} is text")
 
 
-def _malicious(adversary: Adversary, n: int, seed: int) -> Indices:
-    """The ids of the malicious clients, ascending."""
+def _malicious(
+    experiment: Experiment, federation: Federation, prior: HonestPrior | None
+) -> tuple[HonestPrior | None, Indices]:
+    """The prior from which the malicious clients are drawn, if they are, and their ids, ascending."""
+    adversary, n = experiment.adversary, federation.n
+    if adversary.prior is not None:
+        source = about(adversary.prior, federation)
+        return source, drawn(source, n, experiment.seed, somebody=False)
+    if prior is not None and adversary.clients is None:
+        return prior, drawn(prior, n, experiment.seed, somebody=True)
+    return None, _named(adversary, n, experiment.seed)
+
+
+def _named(adversary: Adversary, n: int, seed: int) -> Indices:
+    """The ids of the malicious clients where no prior says them, ascending."""
     if adversary.clients is not None:
         ids = np.array(sorted(adversary.clients), dtype=np.int64)
         if len(ids) and ids[-1] >= n:
             raise ConfigError(f"clients: client {ids[-1]} does not exist: clients are 0..{n - 1}")
         return ids
-    if adversary.prior is not None:
-        return np.flatnonzero(~adversary.prior.draw(n, numpy_generator(seed, "honest set"))).astype(np.int64)
     if adversary.count is None and adversary.share is None:
         return np.empty(0, dtype=np.int64)
     last = adversary.which == "last"

@@ -16,26 +16,8 @@ SLICE = 2**20
 EPSILON = float(np.finfo(np.float64).eps)
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Sets that share a row.
-
-    Attributes:
-        pivot: that row's place in ``rows``.
-        rows: the rows of these sets [r]; None for all.
-        shares: 1/|S| on the rows of each set, float64 [k, r].
-        reach: standard deviations to each side, float64 [k, 1].
-    """
-
-    pivot: int
-    rows: Tensor | None
-    shares: Tensor
-    reach: Tensor
-
-    def to(self, device: torch.device) -> Group:
-        """The same on another device."""
-        rows = None if self.rows is None else self.rows.to(device)
-        return Group(self.pivot, rows, self.shares.to(device), self.reach.to(device))
+#: A set that lacks the first pivot is seen from it as long as its variance is not less than this share of the squares.
+NEAR = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,38 +26,42 @@ class Intervals:
 
     Mean and variance are taken about a row of the set, its *pivot*: the squares to be subtracted are then at most
     1 + |S| times the variance, and no digits are lost, whatever the rows outside are. (A centre that all rows have a
-    say in, such as their median, is 1e30 where most of them say so.) Sets share few pivots.
+    say in, such as their median, is 1e30 where most of them say so.) Sets share few pivots; those that lack the first
+    one are seen from it as well, and from their own only where the first is far off.
 
     Every interval is wider by what rounding can do to its ends, a multiple of its own sd. This is what keeps a set that
     holds hostile rows of 1e30 from cutting into the interval of the honest ones: the end that it turns towards them is
     a difference of two huge numbers.
+
+    Attributes:
+        shares: 1/|S| on the rows of each set, float64 [K, n].
+        reach: standard deviations to each side, float64 [K, 1].
+        pivots: (row, start, stop): the sets from start to stop share the row.
     """
 
-    groups: tuple[Group, ...]
+    shares: Tensor
+    reach: Tensor
+    pivots: tuple[tuple[int, int, int], ...]
 
     @classmethod
     def of(cls, sets: NDArray[np.bool_], reach: NDArray[np.float64]) -> Intervals:
         """For the non-empty ``sets`` [K, n] and their ``reach`` [K]."""
         left = np.ones(len(sets), dtype=np.bool_)
-        groups = []
+        order: list[int] = []
+        pivots = []
         while left.any():
             pivot = int(sets[left].sum(0, dtype=np.int64).argmax())
             chosen = left & sets[:, pivot]
             left &= ~chosen
-            rows = np.flatnonzero(sets[chosen].any(0))
-            members = torch.from_numpy(sets[chosen][:, rows].astype(np.float64))
-            sizes = members.sum(1, keepdim=True)
-            slack = 2 * len(rows) * EPSILON
-            wide = torch.from_numpy(reach[chosen].astype(np.float64))[:, None]
-            wide = wide * (1 + slack * (1 + sizes)) + slack * (1 + sizes).sqrt()
-            named = None if len(rows) == sets.shape[1] else torch.from_numpy(rows)
-            groups.append(Group(int(np.searchsorted(rows, pivot)), named, members / sizes, wide))
-        return cls(tuple(groups))
-
-    @property
-    def widest(self) -> int:
-        """Sets in the largest group."""
-        return max(len(group.shares) for group in self.groups)
+            pivots.append((pivot, len(order), len(order) + int(chosen.sum())))
+            order.extend(np.flatnonzero(chosen).tolist())
+        members = torch.from_numpy(sets[order].astype(np.float64))
+        sizes = members.sum(1, keepdim=True)
+        squares = 1 + sizes
+        squares[pivots[0][2] :].clamp_(min=1 / NEAR)
+        slack = 2 * sets.shape[1] * EPSILON
+        wide = torch.from_numpy(reach[order].astype(np.float64))[:, None]
+        return cls(members / sizes, wide * (1 + slack * squares) + slack * squares.sqrt(), tuple(pivots))
 
 
 def common_box(values: Tensor, intervals: Intervals) -> tuple[Tensor, Tensor]:
@@ -84,26 +70,46 @@ def common_box(values: Tensor, intervals: Intervals) -> tuple[Tensor, Tensor]:
     All is computed in float64. Where the intervals meet in one point, rounding of that number may swap the two ends.
     """
     n, b = values.shape
-    groups = [group.to(values.device) for group in intervals.groups]
+    shares, reach = intervals.shares.to(values.device), intervals.reach.to(values.device)
     low = torch.full((b,), -torch.inf, dtype=torch.float64, device=values.device)
     high = torch.full_like(low, torch.inf)
-    width = max(1, SLICE // max(n, intervals.widest))
-
+    width = max(1, SLICE // max(n, len(shares)))
     for start in range(0, b, width):
-        part, ends = values[:, start : start + width], (low[start : start + width], high[start : start + width])
-        for group in groups:
-            _narrow(part, group, *ends)
+        ends = low[start : start + width], high[start : start + width]
+        _narrow(values[:, start : start + width], shares, reach, intervals.pivots, ends)
     return low, high
 
 
-def _narrow(values: Tensor, group: Group, low: Tensor, high: Tensor) -> None:
-    """Cut ``low`` and ``high`` [w] down to the intervals of one group."""
-    about = (values if group.rows is None else values[group.rows]).to(torch.float64, copy=True)
-    centre = about[group.pivot].clone()
+def _narrow(
+    values: Tensor, shares: Tensor, reach: Tensor, pivots: tuple[tuple[int, int, int], ...], ends: tuple[Tensor, Tensor]
+) -> None:
+    """Cut ``ends`` [w] down to the intervals of all sets."""
+    about = values.to(torch.float64, copy=True)
+    centre = about[pivots[0][0]].clone()
     about -= centre
-    mean = group.shares @ about
+    mean = shares @ about
     about *= about
-    spread = group.shares @ about
-    spread.addcmul_(mean, mean, value=-1.0).clamp_(min=0.0).sqrt_().mul_(group.reach)
-    torch.maximum(low, (mean - spread).amax(0).add_(centre), out=low)
-    torch.minimum(high, mean.add_(spread).amin(0).add_(centre), out=high)
+    squares = shares @ about
+    variance = torch.addcmul(squares, mean, mean, value=-1.0)
+    far = [
+        (pivot, start, stop)
+        for pivot, start, stop in pivots[1:]
+        if bool((variance[start:stop] < NEAR * squares[start:stop]).any())
+    ]
+    if far:
+        seen = torch.ones(len(shares), dtype=torch.bool, device=shares.device)
+        for _, start, stop in far:
+            seen[start:stop] = False
+        mean, variance = mean[seen], variance[seen]
+        _cut(mean, variance, reach[seen], centre, ends)
+    else:
+        _cut(mean, variance, reach, centre, ends)
+    for pivot, start, stop in far:
+        _narrow(values, shares[start:stop], reach[start:stop], ((pivot, 0, stop - start),), ends)
+
+
+def _cut(mean: Tensor, variance: Tensor, reach: Tensor, centre: Tensor, ends: tuple[Tensor, Tensor]) -> None:
+    """Cut ``ends`` [w] down to ``centre + mean +- reach sqrt(variance)`` [k, w]; the first two are used up."""
+    spread = variance.clamp_(min=0.0).sqrt_().mul_(reach)
+    torch.maximum(ends[0], (mean - spread).amax(0).add_(centre), out=ends[0])
+    torch.minimum(ends[1], mean.add_(spread).amin(0).add_(centre), out=ends[1])

@@ -10,7 +10,6 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 from bezoar.errors import ConfigError
 from bezoar.priors.base import ENUMERABLE, HonestPrior, likeliest
@@ -178,4 +177,6 @@ class Subsets(_Exchangeable):
 
 def log_binomial(n: int, k: NDArray[np.int64]) -> Floats:
     """Log of n over k."""
+    from scipy.special import gammaln
+
     return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))

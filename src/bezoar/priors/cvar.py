@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import csr_array, hstack, identity, vstack
 
 from bezoar.errors import ConfigError
 from bezoar.priors.family import Family, Floats
@@ -29,6 +27,10 @@ def cvar_weights(family: Family, delta: float, eta: float = 0.0) -> Floats:
     >>> cvar_weights(cases, 0.1, 1.0).round(3).tolist()
     [0.167, 0.167, 0.333, 0.333]
     """
+    # scipy loads slowly, and most who import bezoar need none of it.
+    from scipy.optimize import linprog
+    from scipy.sparse import csr_array, hstack, identity, vstack
+
     if not 0 < delta <= 1:
         raise ConfigError(f"cvar_weights: delta must be above 0 and at most 1, got {delta!r}")
     if not 0 <= eta < np.inf:

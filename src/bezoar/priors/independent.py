@@ -75,10 +75,21 @@ class Independent(HonestPrior):
 
     def _draw(self, times: int, rng: np.random.Generator) -> Masks:
         n = self._clients()
-        if self._most is None:
-            return np.asarray(rng.random((times, n)) >= each(self.p, n))
-        law = self._law()
-        return drawn_given_count(each(self.p, n), rng.choice(len(law), size=times, p=law / law.sum()), rng)
+        p, most = each(self.p, n), self._most
+        honest = np.asarray(rng.random((times, n)) >= p)
+        if most is None:
+            return honest
+        # Again where too many are bad; where that is the usual case, from the law of the number.
+        for _ in range(20):
+            wrong = (~honest).sum(1) > most
+            if not wrong.any():
+                return honest
+            honest[wrong] = rng.random((int(wrong.sum()), n)) >= p
+        wrong = (~honest).sum(1) > most
+        if wrong.any():
+            law = self._law()
+            honest[wrong] = drawn_given_count(p, rng.choice(len(law), size=int(wrong.sum()), p=law / law.sum()), rng)
+        return honest
 
     def _log_mass(self, honest: Masks) -> Floats:
         p = each(self.p, honest.shape[1])

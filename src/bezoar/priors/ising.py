@@ -8,8 +8,6 @@ from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from bezoar.errors import ConfigError
 from bezoar.priors.base import HonestPrior
@@ -17,7 +15,6 @@ from bezoar.priors.blocks import Block
 from bezoar.priors.checks import check_clients, each, ids_within
 from bezoar.priors.family import Floats, Masks
 from bezoar.priors.graphs import Edges, edges_of_adjacency, edges_of_graph
-from bezoar.priors.ising_draws import Chains
 from bezoar.priors.ising_exact import ENUMERABLE, Enumerated, Piece, Tree
 from bezoar.priors.known_bad import KnownBad
 
@@ -156,6 +153,8 @@ class Ising(HonestPrior):
             if type(piece) is not Piece and self.sampler == "auto":
                 honest[:, piece.columns] = piece.draw(times, rng)
                 continue
+            from bezoar.priors.ising_draws import Chains
+
             chains = Chains(piece.fields, piece.edges, times, rng)
             for _ in range(self.sweeps):
                 if self.sampler != "swendsen-wang":
@@ -250,6 +249,9 @@ class Ising(HonestPrior):
 
 def pieces(fields: Floats, edges: Edges) -> list[Piece]:
     """The connected pieces of the graph; a plain ``Piece`` is one that can not be solved."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     n = len(fields)
     edges = tuple(edge for edge in edges if edge[2])
     ends = np.array([(i, j) for i, j, _ in edges], dtype=np.int64).reshape(-1, 2)

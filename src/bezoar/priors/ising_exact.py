@@ -11,7 +11,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logsumexp
 
 from bezoar.priors.family import Floats, Masks
 
@@ -78,7 +77,8 @@ class Enumerated(Piece):
 
     @cached_property
     def log_z(self) -> float:
-        return float(logsumexp(self.energies))
+        top = self.energies.max()
+        return float(top + np.log(np.exp(self.energies - top).sum()))
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:
@@ -105,7 +105,7 @@ class Enumerated(Piece):
         whole, honest = self._by_size
         with np.errstate(divide="ignore"):
             powers = np.log(whole) + np.multiply.outer(np.log(t), np.arange(self.m + 1))
-            log_sum = logsumexp(powers, axis=1)
+            log_sum = np.logaddexp.reduce(powers, axis=1)
             share = np.exp(powers - log_sum[:, None]) @ np.where(whole > 0, honest / np.where(whole > 0, whole, 1), 0).T
         return log_sum + self.log_z, share
 
@@ -150,7 +150,7 @@ class Tree(Piece):
             bad, honest = whole[parent] - told[i]
             whole[i, 0] += np.logaddexp(bad + c, honest - c)
             whole[i, 1] += np.logaddexp(bad - c, honest + c)
-        return np.logaddexp(branch[0, 0], branch[0, 1]), expit(whole[:, 1] - whole[:, 0]).T
+        return np.logaddexp(branch[0, 0], branch[0, 1]), _expit(whole[:, 1] - whole[:, 0]).T
 
     def counts(self) -> Floats:
         # Polynomials in the number of honest clients, by the state of the branch's root, scaled as they grow.
@@ -176,7 +176,7 @@ class Tree(Piece):
         honest = np.empty((times, self.m), dtype=np.bool_)
         for i, parent, c in self._order:
             pull = odds[i] if parent < 0 else odds[i] + np.where(honest[:, parent], 2 * c, -2 * c)
-            honest[:, i] = rng.random(times) < expit(pull)
+            honest[:, i] = rng.random(times) < _expit(pull)
         return honest
 
 
@@ -184,3 +184,8 @@ def _pairs(fields: Floats) -> Floats:
     """Log weights of (bad, honest) up to a factor that makes the larger one 1: [m, 2]."""
     both = np.stack([-fields, fields], 1)
     return np.asarray(both - both.max(1, keepdims=True))
+
+
+def _expit(x: Floats) -> Floats:
+    """1/(1 + exp(-x)) to full relative precision."""
+    return np.asarray(np.exp(-np.logaddexp(0.0, -x)))

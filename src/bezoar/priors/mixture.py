@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import logsumexp
 
 from bezoar.errors import ConfigError
 from bezoar.priors.base import ENUMERABLE, HonestPrior, likeliest, ordered
@@ -72,7 +71,7 @@ class Mixture(HonestPrior):
         with np.errstate(divide="ignore"):
             chances = np.log(self._chances())
         found = [log + np.asarray(part.log_prob(honest)) for log, part in zip(chances, self.parts, strict=True)]
-        return np.asarray(logsumexp(found, axis=0))
+        return np.asarray(np.logaddexp.reduce(found, axis=0))
 
     def weights(self) -> Floats:
         return np.asarray(self._chances() @ np.array([part.weights() for part in self.parts]))
@@ -112,7 +111,9 @@ class Mixture(HonestPrior):
 
     def _log_all_bad(self, clients: Sequence[int]) -> float:
         with np.errstate(divide="ignore"):
-            return float(logsumexp(np.log(self._chances()) + [_given_some(part, clients) for part in self.parts]))
+            return float(
+                np.logaddexp.reduce(np.log(self._chances()) + [_given_some(part, clients) for part in self.parts])
+            )
 
     def among(self, clients: Sequence[int]) -> HonestPrior:
         ids = ids_within("among", clients, self._clients())

@@ -49,7 +49,7 @@ def with_k(experiment: Experiment, k: int | str) -> Experiment:
 
 def check_covered(experiment: Experiment) -> None:
     """Raise UnsupportedError unless the certified radius is defined for ``experiment``."""
-    if experiment.adversary.absent:
+    if experiment.harmless:
         raise UnsupportedError(
             "adversary: nobody is malicious, so there is nothing to certify: set adversary.count or adversary.share"
         )

@@ -92,12 +92,13 @@ class Trainer:
     def assemble(self, member: Member) -> Setup:
         """The member before its first round. Raises ConfigError if the experiment does not fit its clients."""
         experiment = self.experiment.model_copy(update={"seed": member.seed})
-        federation = self.setup.federation
+        federation, prior = self.setup.federation, self.setup.prior
         if member.clients is not None:
+            prior = None if prior is None else prior.among(member.clients.tolist())
             federation = federation.subset(member.clients)
             fitting = min(experiment.sampling.cohort, federation.n)
             experiment = experiment.model_copy(update={"sampling": replace(experiment.sampling, cohort=fitting)})  # type: ignore[type-var]
-        return assemble(experiment, federation, self.malicious_in(member), self.setup.device)
+        return assemble(experiment, federation, self.malicious_in(member), self.setup.device, prior)
 
     def train(self, member: Member, last: Defence | None = None) -> Setup:
         """The member after its last round, in which ``last`` replaces the defence if given.
