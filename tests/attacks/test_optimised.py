@@ -212,3 +212,23 @@ def test_nonsense_is_refused_and_tables_round_trip(kind: str) -> None:
             ATTACKS.build({"kind": kind, **wrong})
     with pytest.raises(ConfigError):
         OptimisedALIE(largest=math.inf)
+
+
+@pytest.mark.parametrize("attack", [OptimisedALIE(refresh=3), OptimisedIPM(refresh=3)], ids=["alie", "ipm"])
+def test_a_scale_is_kept_for_some_rounds_and_then_sought_anew(attack: OptimisedALIE | OptimisedIPM) -> None:
+    rule, state, scales = TrimmedMean(f=3), {}, []
+    for t in range(1, 6):
+        view = cohort(seed=t)
+        at = dataclasses.replace(standalone(view, 14, 3), round=t, state=state)
+        sent = attack.send(view, rule, at)
+        scales.append(sent.report["scale"])
+        fresh = dataclasses.replace(attack, refresh=1).send(view, rule, dataclasses.replace(at, state={}))
+        if t in (1, 4):
+            assert sent.report == fresh.report
+        torch.testing.assert_close(sent.rows.sent()[0], vector(attack, view.values, scales[-1]))
+        state = dict(sent.state)
+    assert scales[0] == scales[1] == scales[2] != scales[3] == scales[4]
+    assert "refresh" not in ATTACKS.table(OptimisedALIE())
+    assert ATTACKS.build(ATTACKS.table(attack)) == attack
+    with pytest.raises(ConfigError, match="refresh must be a whole number >= 1"):
+        type(attack)(refresh=0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bezoar.aggregation.base import Rule, check_count
 from bezoar.attacks._probe import SAMPLE, Method, Probe, column_spread
-from bezoar.attacks.base import AttackContext, Knowledge, Sent, UpdateAttack, honest_mean, usable
+from bezoar.attacks.base import AttackContext, Knowledge, Sent, UpdateAttack, honest_mean, stack, usable
 from bezoar.errors import ConfigError
 from bezoar.updates.base import Needs, Updates
 from bezoar.updates.stacked import Stacked
@@ -75,16 +75,20 @@ class _Optimised(UpdateAttack):
         """The probe, and the mixes that are start and direction."""
         raise NotImplementedError
 
+    def _at(self, honest: Updates, scale: float) -> Tensor:
+        """The vector [d] at ``scale`` on the line."""
+        raise NotImplementedError
+
     def rows(self, view: Updates, defence: Rule, context: AttackContext) -> Stacked:
         return self.send(view, defence, context).rows
 
     def send(self, view: Updates, defence: Rule, context: AttackContext) -> Sent:
-        probe, start, direction = self._line(view, defence, context)
         age = int(context.state.get("age", torch.tensor(self.refresh)))
         if age < self.refresh:
             chosen = float(context.state["scale"])
-            state = {**context.state, "age": torch.tensor(age + 1)}
-            return Sent(probe.stack(start + chosen * direction), state, {"scale": chosen})
+            older = {**context.state, "age": torch.tensor(age + 1)}
+            return Sent(stack(view, self._at(usable(view), chosen)[None], context.clients), older, {"scale": chosen})
+        probe, start, direction = self._line(view, defence, context)
 
         def value(scale: float) -> float:
             return probe.deviation(start + scale * direction)
@@ -134,6 +138,11 @@ class OptimisedALIE(_Optimised):
         probe = Probe(view, spread[None], defence, context, importance=spread.double().square(), sample=self.sample)
         return probe, probe.mean, probe.unit(0)
 
+    def _at(self, honest: Updates, scale: float) -> Tensor:
+        limit = torch.finfo(honest.dtype).max
+        moved = honest_mean(honest).double() + scale * column_spread(honest).double()
+        return moved.clamp(-limit, limit).to(honest.dtype)
+
 
 @dataclass(frozen=True)
 class OptimisedIPM(_Optimised):
@@ -166,3 +175,7 @@ class OptimisedIPM(_Optimised):
         weight = honest_mean(honest).double().square()
         probe = Probe(view, weight.new_zeros(0, view.shape[1]), defence, context, importance=weight, sample=self.sample)
         return probe, torch.zeros_like(probe.mean), -probe.mean
+
+    def _at(self, honest: Updates, scale: float) -> Tensor:
+        limit = torch.finfo(honest.dtype).max
+        return (-scale * honest_mean(honest).double()).clamp(-limit, limit).to(honest.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from bezoar.aggregation.base import Rule, check_count
 from bezoar.attacks.base import AttackContext, Knowledge, Sent, UpdateAttack, stack, usable
-from bezoar.errors import HostileRowsError
+from bezoar.errors import DivergedError, HostileRowsError
 from bezoar.seeding import generator
 from bezoar.updates.base import Needs, Updates
 from bezoar.updates.dense import DenseUpdates
@@ -105,7 +106,8 @@ def _principal(away: Tensor) -> Tensor:
     products = (away @ away.T).double()
     vector = torch.linalg.eigh(products).eigenvectors[:, -1]
     # Its sign is the solver's choice, both are tried.
-    return vector.to(away.dtype) @ away
+    axis: Tensor = vector.to(away.dtype) @ away
+    return axis
 
 
 def _deviation(view: Updates, vectors: Tensor, mean: Tensor, defence: Rule, context: AttackContext) -> float:
@@ -115,10 +117,10 @@ def _deviation(view: Updates, vectors: Tensor, mean: Tensor, defence: Rule, cont
         answer = defence.aggregate(
             rows, dict(context.rule_state), context.server_context, generator(context.seed, "worst of", context.round)
         )
-    except HostileRowsError:
+    except (HostileRowsError, DivergedError):
         return -1.0
     moved = float((answer.vector - mean).double().norm())
-    return moved if moved == moved else -1.0
+    return moved if math.isfinite(moved) else -1.0
 
 
 def _merged(view: Updates, vectors: Tensor, clients: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ since a step lowers L_S by gamma / 2 (|grad|^2 - |F - grad|^2) at least, and |gr
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -44,8 +45,9 @@ def frontier(variances: Floats, gradients: Floats) -> tuple[Floats, Floats]:
     while levels[-1] > 0 and u > 0:
         flatter = gradients < u
         crossings = np.full(len(variances), math.inf)
-        crossings[flatter] = (v - variances[flatter]) / (u - gradients[flatter])
-        zero = v / u
+        with np.errstate(over="ignore"):
+            crossings[flatter] = (v - variances[flatter]) / (u - gradients[flatter])
+        zero = min(v / u, sys.float_info.max)
         first = float(crossings.min(initial=math.inf))
         if first >= zero:
             places.append(zero)
@@ -70,6 +72,8 @@ def least_bound(kappa: float, convexity: float, variances: Floats, gradients: Fl
     if not math.isfinite(kappa) or not (np.isfinite(variances).all() and np.isfinite(gradients).all()):
         return None
     squared, residual = frontier(variances, gradients)
+    if kappa == 0:
+        return Bound(0.0, 0.0, float(residual[0]))
     left = 1 - kappa * squared
     usable = left > 1e-12
     values = kappa * residual[usable] / (2 * convexity * left[usable])

@@ -200,7 +200,7 @@ class Expected(Settings):
     @field_validator("attack", mode="after")
     @classmethod
     def _none(cls, value: tuple[LabelledAttack, ...]) -> tuple[LabelledAttack, ...]:
-        return value or (LabelledAttack(label="none"),)
+        return value or (LabelledAttack(label="none", attack=None),)
 
     @field_validator("name")
     @classmethod

@@ -65,7 +65,7 @@ def _synthetic(task: Task, seed: int) -> Shards:
     return Shards(train, (test_inputs, test_targets), task.classes if task.kind == "softmax" else None)
 
 
-def _client(task: Task, seed: int, client: int, group: int) -> tuple[np.ndarray, ...]:  # type: ignore[type-arg]
+def _client(task: Task, seed: int, client: int, group: int) -> tuple[np.ndarray, ...]:
     """Train inputs and targets, then test inputs and targets. What groups differ in is drawn once for each group."""
     d, size = task.features, task.samples + TEST_SAMPLES
     common, own = numpy_generator(seed, "expected task"), numpy_generator(seed, "expected group", group)
@@ -113,7 +113,7 @@ def _loaded(task: Task, seed: int, data_dir: str | Path | None) -> Shards:
     return Shards(train, test, len(dataset.classes), dataset)
 
 
-def _dealt(task: Task, federation: Federation, seed: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _dealt(task: Task, federation: Federation, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and owners, client by client; with groups, each part of the federation is dealt to a group's members."""
     if not task.groups:
         return federation.samples_of(np.arange(federation.n))
@@ -134,7 +134,7 @@ def _dealt(task: Task, federation: Federation, seed: int) -> tuple[np.ndarray, n
     return np.concatenate(rows), found
 
 
-def _some(rows: np.ndarray, most: int, seed: int, client: int) -> np.ndarray:  # type: ignore[type-arg]
+def _some(rows: np.ndarray, most: int, seed: int, client: int) -> np.ndarray:
     if not most or len(rows) <= most:
         return rows
     chosen = numpy_generator(seed, "expected samples", client).choice(len(rows), most, replace=False)

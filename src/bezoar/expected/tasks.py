@@ -149,4 +149,4 @@ def by_owner(batch: Batch) -> tuple[Tensor, list[Tensor]]:
 def shares(honest: NDArray[np.bool_] | Sequence[bool]) -> Floats:
     """Equal weights of the members of a set [n]."""
     mask = np.asarray(honest, dtype=np.float64)
-    return mask / mask.sum()
+    return np.asarray(mask / mask.sum())
