@@ -183,7 +183,9 @@ def test_models_are_scored_by_loss_and_accuracy() -> None:
     task = {"kind": "model", "dataset": "digits", "partition": {"kind": "iid", "clients": 5}, "samples": 40,
             "model": {"name": "mlp", "hidden": [8]}, "batch_size": 10}  # fmt: skip
     attacks = [{"kind": "none"}, {"kind": "label-flip", "mode": "furthest"}, {"kind": "sign-flip"}]
-    found = run(small(task=task, lr=0.2, attack=attacks))
+    # One of the rules reads layers.
+    rules = [*RULES, {"label": "LFighter", "pipeline": ["lfighter"]}]
+    found = run(small(task=task, lr=0.2, attack=attacks, rule=rules))
     for cell in found.cells:
         assert cell["excess"] is cell["bound"] is None
         assert 0 <= cell["accuracy"] <= 1
@@ -191,7 +193,7 @@ def test_models_are_scored_by_loss_and_accuracy() -> None:
     by = {(c["rule"], c["attack"], tuple(c["bad"])): c["loss"] for c in found.cells}
     assert by["mean", "label-flip", (3, 4)] != by["mean", "none", (3, 4)]
     assert found.summary["results"][0]["measure"] == "loss"
-    assert timeless(run(small(task=task, lr=0.2, attack=attacks)).cells) == timeless(found.cells)
+    assert timeless(run(small(task=task, lr=0.2, attack=attacks, rule=rules)).cells) == timeless(found.cells)
     with pytest.raises(ConfigError, match="give a learning rate"):
         small(task=task)
 
@@ -239,6 +241,15 @@ def test_bad_settings_say_what_is_wrong(changes: dict[str, Any], message: str) -
         ({"assumed": {"kind": "explicit", "clients": 4, "bad": [[]], "p": [1.0]}}, "assumed: "),
         ({"rule": [{"label": "big", "pipeline": [{"kind": "trimmed-mean", "f": 3}]}]}, "rule 'big': .*between 0 and 2"),
         ({"rule": [{"label": "root", "pipeline": ["fltrust"]}]}, "rule 'root': .*trusts"),
+        (
+            {"rule": [{"label": "x", "pipeline": ["sip"]}], "prior": {"kind": "independent", "p": 0.3}},
+            "rule 'x': .*disjoint",
+        ),
+        (
+            {"rule": [{"label": "x", "pipeline": ["guarded-sip"]}], "prior": {"kind": "independent", "p": 0.3}},
+            "rule 'x'",
+        ),
+        ({"rule": [{"label": "layers", "pipeline": ["lfighter"]}]}, "rule 'layers'"),
     ],
 )
 def test_what_does_not_fit_is_found_before_the_first_round(changes: dict[str, Any], message: str) -> None:

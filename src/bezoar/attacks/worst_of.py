@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from bezoar.updates.stacked import Stacked
 
 #: Multiples of a direction that are tried, of either sign: in units of the honest rows' root mean square distance.
 SCALES = (0.3, 1.0, 2.0, 5.0, 30.0)
+
+
+#: Deviations that differ by less, relatively, are equal.
+SAME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -57,32 +62,35 @@ class WorstOf(UpdateAttack):
 
     def send(self, view: Updates, defence: Rule, context: AttackContext) -> Sent:
         honest = usable(view)
-        values = honest.materialise()
-        mean = values.double().mean(0).to(values.dtype)
+        values = honest.materialise().double()
+        mean = values.mean(0)
         age = int(context.state.get("age", torch.tensor(self.refresh)))
         draws = int(context.state.get("draws", torch.tensor(0))) + (1 if age >= self.refresh else 0)
         q = len(context.clients)
         random = generator(context.seed, "worst of", draws)
-        family = list(_family(values, mean, q, random))
-        if age < self.refresh and int(context.state["choice"]) < len(family):
-            choice = int(context.state["choice"])
-            rows = stack(view, family[choice], context.clients)
+        limit = torch.finfo(view.dtype).max
+        family = (v.clamp(-limit, limit).to(view.dtype) for v in _family(values, mean, q, random))
+        if age < self.refresh:
+            # Fewer rows may be honest than when the choice was made; the last of the family is then as good as any.
+            *_, chosen = itertools.islice(family, int(context.state["choice"]) + 1)
+            rows = stack(view, chosen, context.clients)
             return Sent(rows, {**context.state, "age": torch.tensor(age + 1)})
-        choice, reached = 0, -1.0
+        choice, reached, best = 0, -1.0, mean.to(view.dtype)[None]
         for i, vectors in enumerate(family):
             moved = _deviation(view, vectors, mean, defence, context)
-            if moved > reached:
-                choice, reached = i, moved
+            # Of equals the first, whatever rounding makes of them.
+            if moved > reached + SAME * abs(reached):
+                choice, reached, best = i, moved, vectors
         state = {"age": torch.tensor(1), "choice": torch.tensor(choice), "draws": torch.tensor(draws)}
-        return Sent(stack(view, family[choice], context.clients), state, {"choice": choice, "deviation": reached})
+        return Sent(stack(view, best, context.clients), state, {"choice": choice, "deviation": reached})
 
 
 def _family(values: Tensor, mean: Tensor, q: int, draws: torch.Generator) -> Iterator[Tensor]:
-    """The vectors that are tried, each [1, d] or [q, d]."""
+    """The vectors that are tried, each [1, d] or [q, d], float64 as the honest rows ``values`` [h, d]."""
     away = values - mean
-    radius = float(away.double().square().sum(1).mean().sqrt())
+    radius = float(away.square().sum(1).mean().sqrt())
     spread = away.square().mean(0).sqrt()
-    random = torch.randn(values.shape[1], generator=draws, dtype=torch.float64).to(values.device, values.dtype)
+    random = torch.randn(values.shape[1], generator=draws, dtype=torch.float64).to(values.device)
     farthest = away[int(away.square().sum(1).argmax())]
     directions = [mean, spread, _principal(away), farthest, random]
     unit = [d / norm if (norm := float(d.norm())) > 0 else d for d in directions]
@@ -103,10 +111,9 @@ def _family(values: Tensor, mean: Tensor, q: int, draws: torch.Generator) -> Ite
 
 def _principal(away: Tensor) -> Tensor:
     """The axis along which rows [h, d] that add up to zero lie farthest apart [d]; from the h x h products."""
-    products = (away @ away.T).double()
-    vector = torch.linalg.eigh(products).eigenvectors[:, -1]
+    vector = torch.linalg.eigh(away @ away.T).eigenvectors[:, -1]
     # Its sign is the solver's choice, both are tried.
-    axis: Tensor = vector.to(away.dtype) @ away
+    axis: Tensor = vector @ away
     return axis
 
 
@@ -119,7 +126,7 @@ def _deviation(view: Updates, vectors: Tensor, mean: Tensor, defence: Rule, cont
         )
     except (HostileRowsError, DivergedError):
         return -1.0
-    moved = float((answer.vector - mean).double().norm())
+    moved = float((answer.vector.double() - mean).norm())
     return moved if math.isfinite(moved) else -1.0
 
 

@@ -14,11 +14,12 @@ import numpy as np
 from bezoar.aggregation import Rule
 from bezoar.attacks import Attack
 from bezoar.certify import family_constants
-from bezoar.errors import ConfigError
+from bezoar.errors import ConfigError, UnsupportedError
 from bezoar.expected.bounds import least_bound, remaining
 from bezoar.expected.config import Expected, Sets
-from bezoar.expected.play import Floats, Masks, Steps, Trace, Training, play
+from bezoar.expected.play import Floats, Masks, Steps, Trace, Training, play, play_once
 from bezoar.expected.tasks import Curvature, Problem, shares
+from bezoar.experiments.honesty import told
 from bezoar.priors import Family, HonestPrior
 from bezoar.seeding import derive
 
@@ -96,9 +97,10 @@ def prepare(experiment: Expected, problem: Problem) -> Bench:
         sets = honest_sets(prior, experiment.sets, experiment.seed)
         weights = np.stack([shares(mask) for mask in sets.honest])
     rules, kappas = [], []
+    first = problem.gradients(range(n)).at(problem.start, 1)
     for entry in experiment.rule:
         try:
-            rule = entry.pipeline.given(assumed)
+            rule = told(entry.pipeline, assumed, n)
             rule.check(n)
             if rule.uses_root:
                 raise ConfigError("it wants an update from data that the server trusts; there are none here")
@@ -106,7 +108,9 @@ def prepare(experiment: Expected, problem: Problem) -> Bench:
             about = experiment.reading == "R1"
             uniform = Family.uniform(sets.honest)
             kappas.append(family_constants(rule, uniform) if about else np.full(1, math.inf))
-        except ConfigError as error:
+            # What a rule finds only when it is asked, it shall find now.
+            play_once(rule, first, problem, experiment.seed)
+        except (ConfigError, UnsupportedError) as error:
             raise ConfigError(f"rule {entry.label!r}: {error}") from None
         rules.append(rule)
     curvature = [problem.curvature(mask) for mask in sets.honest]

@@ -20,6 +20,7 @@ from bezoar.expected.tasks import Floats, Gradients, Problem, owned
 from bezoar.experiments.setup import cross_entropy
 from bezoar.models import MODELS, flatten, make_model
 from bezoar.updates import client_gradients
+from bezoar.updates.gradients import layout_of
 
 #: Samples that are evaluated at a time.
 _CHUNK = 1000
@@ -44,6 +45,7 @@ class Network(Problem):
         self.weights = flatten(self.model)
         self.start = self.weights.clone()
         self.scratch = Scratch(self.model)
+        self.layout = layout_of(self.model)
 
     def gradients(self, clients: Sequence[int]) -> Gradients:
         return _Minibatches(self, sorted(clients), (), None, self.seed)

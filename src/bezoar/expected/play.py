@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,7 +101,7 @@ class Sender:
         honest = rows[self._honest] if self._own else rows
         if not (bool(torch.isfinite(honest.sum())) or bool(torch.isfinite(honest).all())):
             return rows, False
-        view = DenseUpdates(honest, self._honest)
+        view = DenseUpdates(honest, self._honest, self.problem.layout)
         situation: AttackContext = replace(
             self._context,
             round=round,
@@ -148,7 +149,9 @@ def play(
             break
         vector: Tensor | None = None
         try:
-            answer = rule.aggregate(DenseUpdates(rows, ids), memory, known, generator(steps.seed, "defence", t))
+            answer = rule.aggregate(
+                DenseUpdates(rows, ids, problem.layout), memory, known, generator(steps.seed, "defence", t)
+            )
             vector, memory = answer.vector, answer.state
         except HostileRowsError:
             skipped += 1
@@ -165,6 +168,16 @@ def play(
             break
     played = found[:, :, ~np.isnan(found[1]).any(0)] if len(honest) else found
     return Training(theta, skipped, diverged, tuple(Trace(*played[:, k]) for k in range(len(honest))))
+
+
+def play_once(rule: Rule, rows: Tensor, problem: Problem, seed: int) -> None:
+    """Ask ``rule`` about honest rows [n, d] as in a first round. Raises ConfigError where it can not answer."""
+    claims = torch.bincount(problem.shards.train.owners, minlength=problem.n).double()
+    known = Context(round=1, model=problem.start, client_weights=claims)
+    with contextlib.suppress(HostileRowsError, DivergedError):
+        rule.aggregate(
+            DenseUpdates(rows, torch.arange(problem.n), problem.layout), {}, known, generator(seed, "defence", 1)
+        )
 
 
 def _measure(rows: Tensor, vector: Tensor | None, groups: Sequence[NDArray[np.int64]], found: Floats) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from bezoar.attacks import Batch, DataAttack
 from bezoar.expected.data import Shards
 from bezoar.expected.poison import poisoned
+from bezoar.updates import Layout
 
 Floats = NDArray[np.float64]
 
@@ -46,11 +47,13 @@ class Problem(ABC):
         n: number of clients.
         start: the model before the first round [d], of the type in which it is trained.
         shards: the samples.
+        layout: where the parameters of layers live in a model, empty where there are none.
     """
 
     n: int
     start: Tensor
     shards: Shards
+    layout: Layout = ()
 
     @abstractmethod
     def gradients(self, clients: Sequence[int]) -> Gradients:
