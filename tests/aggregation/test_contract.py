@@ -37,6 +37,7 @@ from bezoar.aggregation import (
     SIP,
     SMEA,
     Aggregate,
+    AtQuantile,
     BayesMean,
     Bucketing,
     Bulyan,
@@ -51,6 +52,7 @@ from bezoar.aggregation import (
     FLTrust,
     FoolsGold,
     GeometricMedian,
+    GuardedSIP,
     Krum,
     LFighter,
     MeaMed,
@@ -61,6 +63,8 @@ from bezoar.aggregation import (
     MultiKrum,
     Part,
     Pipeline,
+    PosteriorMean,
+    PriorMean,
     PriorTrimmedMean,
     Rule,
     SignGuard,
@@ -115,14 +119,25 @@ TABLE: dict[str, list[Rule]] = {
     # All sets without two or fewer rows may be honest.
     "sip": [SIP(Independent(0.05), base, delta=0.01, disjoint="drop") for base in (GeometricMedian(), Mean())],
     "prior-trimmed-mean": [PriorTrimmedMean(Independent(0.05), delta=0.02, draws=300)],
+    "prior-mean": [PriorMean(Independent(0.05))],
+    "posterior-mean": [PosteriorMean(Independent(0.05), delta=0.01, memory=m) for m in (0.0, 0.5)],
+    "guarded-sip": [GuardedSIP(Independent(0.05), base, delta=0.01, disjoint="drop") for base in (None, Mean())],
+    "chance-constrained": [
+        AtQuantile(Independent(0.05), base, delta=0.02, clip=True) for base in (TrimmedMean(f=0), MVA(f=0))
+    ],
     "fldetector": [FLDetector(window=3), FLDetector(window=2, features="last-layer")],
 }
+
+#: Rules that are told who may be bad: to them rows are clients.
+TOLD = (SIP, PriorTrimmedMean, PriorMean, PosteriorMean, GuardedSIP, AtQuantile)
 
 RULE_LIST = [rule for rules in TABLE.values() for rule in rules]
 every = pytest.mark.parametrize("rule", RULE_LIST, ids=repr)
 #: With no memory, and for rules that have one also after some rounds.
 remembering = [rule for rule in RULE_LIST if isinstance(rule, CenteredClipping | FoolsGold | FLDetector)] + [
-    rule for rule in RULE_LIST if isinstance(rule, ClippedClustering) and rule.history
+    rule
+    for rule in RULE_LIST
+    if (isinstance(rule, ClippedClustering) and rule.history) or (isinstance(rule, PosteriorMean) and rule.memory)
 ]
 every_state = pytest.mark.parametrize(
     ("rule", "warm"),
@@ -410,7 +425,7 @@ PLACES = [[0], [N - 1], [0, 1], [0, N - 1], [3, 7], [9, 10]]
 def promises(rule: Rule, warm: bool = False) -> bool:
     """Whether bad rows can not carry the answer away: not so with the mean, nor where one row alone passes."""
     # FLDetector takes the mean until it has seen enough rounds.
-    return not has(rule, Mean, FoolsGold) and (warm or not isinstance(rule, FLDetector))
+    return not has(rule, Mean, PriorMean, FoolsGold) and (warm or not isinstance(rule, FLDetector))
 
 
 @every_state
@@ -512,9 +527,9 @@ def test_excluded_rows_leave_no_trace(rule: Rule) -> None:
     if isinstance(rule, MultiKrum):
         fewer = dataclasses.replace(fewer, m=rule.m)
     ids = torch.arange(N)[kept]
-    if isinstance(rule, SIP | PriorTrimmedMean):
+    if isinstance(rule, TOLD):
         # Who is known to be bad tells something about the others' number: only sets without them remain.
-        pytest.skip("see test_sip.py and test_prior_trimmed_mean.py")
+        pytest.skip("see the rules' own tests")
     context = dataclasses.replace(knowledge(), client_weights=weights[kept])
     if isinstance(rule, TrimmedMean) and rule.weighted:
         # Not the number of rows but the weight they held is used up; with equal weights that is the same.
@@ -766,12 +781,7 @@ def test_diagnostics_are_in_the_callers_numbering(rule: Rule, warm: bool) -> Non
     answer = ask(rule, values, warm)
     check_diagnostics(rule, answer, values, warm)
     order = torch.tensor([10, 3, 5, 0, 1, 7, 9, 2, 8, 4, 6])
-    if (
-        draws_numbers(rule)
-        or has(rule, FoolsGold, FLDetector)
-        or rule.weighted
-        or has(rule, MoNNA, SIP, PriorTrimmedMean)
-    ):
+    if draws_numbers(rule) or has(rule, FoolsGold, FLDetector) or rule.weighted or has(rule, MoNNA, *TOLD):
         return
     moved = ask(rule, values[order], warm)
     for name in ("weights", "scores", "selected"):

@@ -106,18 +106,27 @@ class PosteriorMean(Rule):
         if family is None:
             weights, honest, after = self._drawn(distances, prior, clients, hostile, state, context, generator)
         else:
-            weights, honest, after = self._enumerated(distances, family, clients, hostile, state)
+            weights, honest, after = self._enumerated(distances, family, clients, hostile, state, given.n is None)
         answer = torch.from_numpy(weights).to(rows.device)
         vector = rows.combine(answer)
         return Aggregate(vector, state=after, weights=answer, scores=torch.from_numpy(honest))
 
     def _enumerated(
-        self, distances: Floats, family: Family, clients: tuple[int, ...], hostile: tuple[int, ...], state: State
+        self,
+        distances: Floats,
+        family: Family,
+        clients: tuple[int, ...],
+        hostile: tuple[int, ...],
+        state: State,
+        open_number: bool,
     ) -> tuple[Floats, Floats, State]:
         """Weights and probabilities of being honest of the rows [m], and the memory: one number for every set."""
         sets, possible = within(family, clients, hostile)
         known = None
         past = state.get("log_likelihood")
+        if past is not None and past.shape != (len(family),) and open_number:
+            # The prior is about as many clients as there are, and another number came: who is who is not known.
+            past = None
         if self.memory and past is not None:
             if past.shape != (len(family),):
                 raise ConfigError(
