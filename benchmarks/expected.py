@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -60,7 +61,7 @@ def main() -> None:
         for label, tables in RULES.items():
             rule = pipeline(tables)
             steps = Steps(arguments.rounds, 0.1, 0.0, 0)
-            subjects = {
+            subjects: dict[str, Callable[[], object]] = {
                 "parts": partial(parts, problem, rule, arguments.rounds),
                 "training": partial(play, problem, rule, ALIE(z=1.5), BAD, steps, honest),
             }
