@@ -10,10 +10,13 @@ from bezoar.certify.constants import breakdown, constants, kappa
 from bezoar.certify.convergence import contraction, ef_sgd_bound, ef_sgd_lr
 from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, label_divergence, total_shift
 from bezoar.certify.ensemble import all_subsets, exact_ensemble, fixed_groups, random_subsets, sampled_ensemble
+from bezoar.certify.expected import ChosenF, ExpectedGuarantee, best_f, expected_guarantee
 from bezoar.certify.families import family_constants, rho
 from bezoar.certify.flcert import disjoint_groups, flcert_d
+from bezoar.certify.frontier import Frontier, frontiers, least_bound
 from bezoar.certify.lipschitz import lower_estimate, softmax_constant, softmax_growth, softmax_smoothness
 from bezoar.certify.lower_bound import Dilemma, aggregation_floor, dilemma, dissimilarity, learnable, learning_floor
+from bezoar.certify.objectives import Reading, expected_loss, worst_case_loss, worst_case_weights
 from bezoar.certify.prediction import certified
 from bezoar.certify.radius import (
     error_feedback_bound,
@@ -31,11 +34,16 @@ from bezoar.certify.votes import ABSTAINED, Certified, count_votes
 __all__ = [
     "ABSTAINED",
     "Certified",
+    "ChosenF",
     "Dilemma",
+    "ExpectedGuarantee",
+    "Frontier",
     "LossCurve",
     "NoisyRound",
+    "Reading",
     "aggregation_floor",
     "all_subsets",
+    "best_f",
     "breakdown",
     "certified",
     "certified_labels",
@@ -53,15 +61,19 @@ __all__ = [
     "error_feedback_bound",
     "exact_ensemble",
     "exact_solution",
+    "expected_guarantee",
+    "expected_loss",
     "family_constants",
     "fixed_groups",
     "flcert_d",
+    "frontiers",
     "guaranteed_loss_rate",
     "invalid_below_lr_one",
     "kappa",
     "label_divergence",
     "learnable",
     "learning_floor",
+    "least_bound",
     "log_radius",
     "log_reach",
     "loss_curve",
@@ -76,4 +88,6 @@ __all__ = [
     "softmax_smoothness",
     "total_shift",
     "update_bound",
+    "worst_case_loss",
+    "worst_case_weights",
 ]

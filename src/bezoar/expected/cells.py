@@ -14,8 +14,8 @@ import numpy as np
 from bezoar.aggregation import Rule
 from bezoar.attacks import Attack
 from bezoar.certify import family_constants
+from bezoar.certify.frontier import least_bound, remaining
 from bezoar.errors import ConfigError, UnsupportedError
-from bezoar.expected.bounds import least_bound, remaining
 from bezoar.expected.config import Expected, Sets
 from bezoar.expected.play import Floats, Masks, Steps, Trace, Training, play, play_once
 from bezoar.expected.tasks import Curvature, Problem, shares

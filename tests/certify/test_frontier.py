@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bezoar.certify.frontier import frontier, least_bound
 from bezoar.expected import run
-from bezoar.expected.bounds import frontier, least_bound
 from tests.expected.small import SOFTMAX, small
 
 sizes = st.one_of(st.just(0.0), st.floats(1e-6, 50))

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bezoar.errors import ConfigError
 
 Floats = NDArray[np.float64]
 
@@ -85,3 +88,61 @@ def remaining(bound: Bound, kappa: float, convexity: float, step: float, rounds:
     """What ``rounds`` steps of size ``step`` leave of the excess loss ``start``, beside ``bound.value``."""
     rate = min(1.0, max(0.0, step * convexity * (1 - kappa * bound.squared)))
     return float((1 - rate) ** rounds * start)
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    r"""Empirical (G_S, B_S) of one honest set: what its gradients were at the models that were visited.
+
+    ``variances`` v [T] are Var_S of the clients' gradients, ``gradients`` u [T] the squared norms of their mean. The
+    pairs (G, B) with v_t <= G^2 + B^2 u_t for all t are those with G^2 >= :meth:`squared`; models that were not visited
+    may ask for more.
+    """
+
+    variances: Floats
+    gradients: Floats
+
+    def __post_init__(self) -> None:
+        v, u = self.variances, self.gradients
+        if v.ndim != 1 or v.shape != u.shape or not len(v):
+            raise ConfigError(f"a frontier needs as many variances as squared norms, got {v.shape} and {u.shape}")
+        if not (np.isfinite(v).all() and np.isfinite(u).all() and (u >= 0).all()):
+            raise ConfigError("a frontier needs finite variances and squared norms; did training diverge?")
+
+    def squared(self, b: float) -> float:
+        """The least G^2 for this B: convex and falling in B^2."""
+        return max(0.0, float((self.variances - b * (b * self.gradients)).max()))
+
+    def best(self, kappa: float, mu: float = 0.5) -> Bound | None:
+        """The B with the least kappa G^2(B) / (2 mu (1 - kappa B^2)); None if kappa is infinite."""
+        return least_bound(kappa, mu, self.variances, self.gradients)
+
+
+def frontiers(grams: Floats, honest: NDArray[np.bool_]) -> list[Frontier]:
+    r"""A frontier for each of the sets ``honest`` [K, n], from the Gram matrices of all clients' gradients [T, n, n].
+
+    .. math:: u = \frac{1_S^\top G 1_S}{|S|^2},\quad v = \frac{1}{|S|} \sum_{i \in S} G_{ii} - u
+
+    Raises:
+        ConfigError: shapes that do not fit, or an empty set.
+    """
+    grams, honest = np.asarray(grams, dtype=np.float64), np.atleast_2d(honest)
+    n = honest.shape[1]
+    if grams.ndim != 3 or grams.shape[1:] != (n, n):
+        raise ConfigError(f"frontiers: sets of {n} clients need Gram matrices [T, {n}, {n}], got {list(grams.shape)}")
+    sizes = honest.sum(1)
+    if (sizes == 0).any():
+        raise ConfigError("frontiers: a set is empty")
+    members = honest.astype(np.float64)
+    u = np.einsum("ki,tij,kj->kt", members, grams, members) / sizes[:, None] ** 2
+    own = members @ np.diagonal(grams, axis1=1, axis2=2).T / sizes[:, None]
+    return [Frontier(np.maximum(v, 0.0), np.maximum(gradients, 0.0)) for v, gradients in zip(own - u, u, strict=True)]
+
+
+def without_noise(variances: Floats, noise: Floats, size: int) -> Floats:
+    r"""Var_S of the true gradients [T], estimated from that of minibatch gradients of |S| = ``size`` clients.
+
+    ``noise`` [T] is the mean over S of the variance of a client's minibatch gradient about its true one, s_i^2 / b.
+    Independent noise adds (1 - 1/|S|) of it in expectation. An estimate may be negative.
+    """
+    return np.asarray(variances - noise * (1 - 1 / size))
