@@ -23,10 +23,10 @@ CertificateOut = Annotated[
 @app.command()
 def certify(
     source: RunOrFile,
-    method: Annotated[str, typer.Option(help="How: radius, ensemble, flcert-d or crfl.")] = "radius",
+    method: Annotated[str, typer.Option(help="How: radius, ensemble, flcert-d, crfl or expected.")] = "radius",
     options: Annotated[
         list[str] | None,
-        typer.Option("--option", metavar="KEY=VALUE", help="An option of ensemble, flcert-d or crfl. Repeatable."),
+        typer.Option("--option", metavar="KEY=VALUE", help="An option of the methods other than radius. Repeatable."),
     ] = None,
     k: Annotated[
         list[str] | None,
@@ -119,7 +119,7 @@ def _options(method: str, settings: list[str] | None) -> dict[str, Any]:
     from bezoar.experiments.config import parse_value
 
     if settings and method == "radius":
-        raise ConfigError("--option belongs to the methods ensemble, flcert-d and crfl; radius has --k and --c")
+        raise ConfigError("--option belongs to the other methods; radius has --k and --c")
     found = {}
     for setting in settings or []:
         key, separator, text = setting.partition("=")

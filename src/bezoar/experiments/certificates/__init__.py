@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bezoar.errors import ConfigError, nearest
-from bezoar.experiments.certificates import crfl, ensemble, flcert, radius
+from bezoar.experiments.certificates import crfl, ensemble, expected, flcert, radius
 from bezoar.experiments.certificates.base import Outcome, Request
 from bezoar.experiments.certificates.records import check_free, write
 from bezoar.experiments.certificates.voting import voting
@@ -22,6 +22,7 @@ METHODS: dict[str, Method] = {
     "ensemble": voting("ensemble", ensemble.certify),
     "flcert-d": voting("flcert-d", flcert.certify),
     "crfl": voting("crfl", crfl.certify),
+    "expected": expected.certify,
 }
 
 
