@@ -20,7 +20,7 @@ def clean(experiment: Experiment) -> Experiment:
     """``experiment`` without its attack. Raises ConfigError unless every client sends a gradient in every round."""
     if not isinstance(experiment.clients, Gradient):
         raise ConfigError(
-            "clients: a guarantee is about gradients; clients of this experiment send several local steps"
+            "clients: a guarantee is about gradients, but these clients send several local steps"
         )
     return experiment.without_attack()
 
