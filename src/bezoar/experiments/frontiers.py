@@ -19,9 +19,7 @@ from bezoar.experiments.work import Round, samples, updates_of
 def clean(experiment: Experiment) -> Experiment:
     """``experiment`` without its attack. Raises ConfigError unless every client sends a gradient in every round."""
     if not isinstance(experiment.clients, Gradient):
-        raise ConfigError(
-            "clients: a guarantee is about gradients, but these clients send several local steps"
-        )
+        raise ConfigError("clients: a guarantee is about gradients, but these clients send several local steps")
     return experiment.without_attack()
 
 
