@@ -6,35 +6,25 @@ name of its recipe, with its report.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from bezoar.experiments.config import read_toml
 from bezoar.recipes import find
 from bezoar.reports.expected import (
-    NONE,
     VIEWS,
     Board,
     Finding,
     Hypothesis,
     Records,
     Regime,
-    Spread,
-    View,
-    contest,
     judge,
     keep,
-    leaders,
     load_records,
-    regrets,
-    spreads,
+    markdown,
     write_page,
 )
-from bezoar.reports.expected.heat import TIGHTNESS as KNOWN
-from bezoar.reports.expected.statistics import digits, median
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -44,7 +34,11 @@ PAGE = ROOT / "docs" / "expected-results.md"
 VERDICT = "expected-verdict"
 WRONG = "expected-verdict-misspecified"
 MAJORITY = "expected-verdict-majority"
-TIGHTNESS = ("expected-tightness", "expected-tightness-cnn", "expected-tightness-hospitals")
+TIGHTNESS = {
+    "expected-tightness": "How tight are the bounds?",
+    "expected-tightness-cnn": "Without constants: a network",
+    "expected-tightness-hospitals": "Without intent: four hospitals",
+}
 RECIPES = (VERDICT, WRONG, MAJORITY, *TIGHTNESS)
 
 #: Rules that are new here, and those that they have to beat. Labels of the recipes.
@@ -72,6 +66,7 @@ GUARDED = "guarded SIP"
 #: Axes of the grids.
 TASK, SKEW, ASSUMED = "task", "skew", "assumed"
 CORRECT = "correct"
+EITHER = "the prior may be right or wrong"
 
 _UNLIKE = {SKEW: ("0.3", "1")}
 _SOFTMAX = {TASK: ("softmax, digits", "softmax, Fashion-MNIST"), **_UNLIKE}
@@ -224,12 +219,9 @@ def page(results: Path = RESULTS) -> str:
     ):
         parts += _verdict(name, title, boards.get(name), found.get(name))
     parts += _hypotheses(boards)
-    for name in TIGHTNESS:
-        parts += _tightness(name, boards.get(name), found.get(name))
+    for name, title in TIGHTNESS.items():
+        parts += _tightness(name, title, boards.get(name), found.get(name), results)
     return "\n".join(parts).rstrip("\n") + "\n"
-
-
-# In short ------------------------------------------------------------------------------------------------------------
 
 
 def _short(boards: Mapping[str, Board]) -> Iterable[str]:
@@ -244,15 +236,16 @@ def _short(boards: Mapping[str, Board]) -> Iterable[str]:
     ):
         if name not in boards:
             continue
-        board = boards[name]
+        regimes = _regimes(name, boards[name])
         for view, says in zip(VIEWS, ("on the mean over attacks", "on the worst attack"), strict=True):
-            regimes = _regimes(name, board)
-            counts = _counts(regimes, view)
-            won = [f"{rule} {w}" for rule, (w, _, _) in counts.items() if w]
-            lost = [f"{rule} {n}" for rule, (_, _, n) in counts.items() if n]
+            found = markdown.counts(regimes, view, NEW, BASELINES)
+            won, lost = (
+                ", ".join(f"{rule} {results.count(word)}" for rule, results in found.items() if word in results)
+                for word in ("wins", "loses")
+            )
             yield (
-                f"- {where}, {says}, {_count(len(regimes), 'regime')}: new rules that win: "
-                f"{', '.join(won) or 'none'}; that lose: {', '.join(lost) or 'none'}."
+                f"- {where}, {says}, {markdown.counted(len(regimes), 'regime')}: new rules that win: {won or 'none'}; "
+                f"that lose: {lost or 'none'}."
             )
     yield ""
 
@@ -260,20 +253,6 @@ def _short(boards: Mapping[str, Board]) -> Iterable[str]:
 def _regimes(name: str, board: Board) -> list[Regime]:
     """All regimes of a grid; of the misspecified one, those whose prior is wrong."""
     return [regime for regime in board.regimes if name != WRONG or regime.labels.get(ASSUMED) != CORRECT]
-
-
-def _counts(regimes: Sequence[Regime], view: View) -> dict[str, tuple[int, int, int]]:
-    """New rule -> regimes that it wins, is level in, loses."""
-    out = {}
-    for rule in NEW:
-        met = [c for regime in regimes if (c := contest(rule, BASELINES, regime.over(view))) is not None]
-        if met:
-            results = [c.result for c in met]
-            out[rule] = (results.count("wins"), results.count("level"), results.count("loses"))
-    return out
-
-
-# What to use when ----------------------------------------------------------------------------------------------------
 
 
 def _situations(boards: Mapping[str, Board]) -> Iterable[tuple[str, list[Regime]]]:
@@ -285,11 +264,11 @@ def _situations(boards: Mapping[str, Board]) -> Iterable[tuple[str, list[Regime]
         yield "the prior is right; clients are very unlike (alpha <= 0.3)", unlike
         yield "the prior is right; clients are alike (alpha >= 1, iid)", [r for r in regimes if r not in unlike]
     if WRONG in boards:
-        board = boards[WRONG]
-        for case in dict.fromkeys(regime.labels.get(ASSUMED, "") for regime in board.regimes):
+        regimes = list(boards[WRONG].regimes)
+        for case in dict.fromkeys(regime.labels.get(ASSUMED, "") for regime in regimes):
             if case != CORRECT:
-                yield f"the prior is wrong: {case}", [r for r in board.regimes if r.labels.get(ASSUMED) == case]
-        yield "the prior may be right or wrong", list(board.regimes)
+                yield f"the prior is wrong: {case}", [r for r in regimes if r.labels.get(ASSUMED) == case]
+        yield EITHER, regimes
     if MAJORITY in boards:
         yield "a group that may turn holds the majority (12 of 20)", list(boards[MAJORITY].regimes)
 
@@ -299,229 +278,59 @@ def _when(boards: Mapping[str, Board]) -> Iterable[str]:
     if not situations:
         return
     yield "## What to use when\n"
-    yield "Least regret of all rules, and regret of guarded SIP beside it. “x 1.3”: on average 1.3 times the best.\n"
-    yield _row(["situation", "over attacks", "on average", "without bad surprise", GUARDED])
-    yield _row(["---"] * 5)
-    for title, regimes in situations:
-        for view in VIEWS:
-            found = regrets(regimes, lambda regime, view=view: regime.over(view))  # type: ignore[misc]
-            if not found:
-                continue
-            first = next(iter(found))
-            safe = min(found, key=lambda rule: found[rule].most)
-            guarded = found.get(GUARDED)
-            yield _row(
-                [
-                    title if view == "mean" else "",
-                    view,
-                    f"{first} (x {digits(found[first].mean)})",
-                    f"{safe} (at most x {digits(found[safe].most)})",
-                    "–" if guarded is None else f"x {digits(guarded.mean)}, at most x {digits(guarded.most)}",
-                ]
-            )
-    yield ""
-    yield from _default(situations)
-
-
-def _default(situations: Sequence[tuple[str, list[Regime]]]) -> Iterable[str]:
-    """Whether guarded SIP is the best choice of the new rules where nobody knows whether the prior is right."""
-    regimes = next((r for title, r in situations if title == "the prior may be right or wrong"), None)
-    if regimes is None:
-        return
-    found = {k: v for k, v in regrets(regimes, lambda regime: regime.over("worst")).items() if k in NEW}
-    if GUARDED not in found:
-        return
-    first = next(iter(found))
-    safe = min(found, key=lambda rule: found[rule].most)
-    if GUARDED == first == safe:
-        yield (
-            "**Guarded SIP as the default:** of the new rules it has the least regret on the worst attack where the "
-            "prior may be right or wrong, on average and at most.\n"
-        )
-        return
-    better = dict.fromkeys(rule for rule in (first, safe) if rule != GUARDED)
-    yield (
-        "**Guarded SIP, as it is set by default, is not the best choice** where the prior may be right or wrong: on "
-        f"the worst attack its regret is x {digits(found[GUARDED].mean)} on average and "
-        f"x {digits(found[GUARDED].most)} at most ({found[GUARDED].at}); "
-        + "; ".join(
-            f"that of {rule} is x {digits(found[rule].mean)} and x {digits(found[rule].most)} ({found[rule].at})"
-            for rule in better
-        )
-        + ".\n"
-    )
-
-
-# Each grid -----------------------------------------------------------------------------------------------------------
+    yield "Least regret of all rules, and regret of guarded SIP beside it. “x 1.3”: 1.3 times the loss of the best.\n"
+    yield from markdown.advice(situations, GUARDED)
+    yield markdown.default(dict(situations).get(EITHER, []), GUARDED, NEW)
 
 
 def _verdict(name: str, title: str, board: Board | None, records: Records | None) -> Iterable[str]:
     yield f"## {title}\n"
-    yield f"{_described(name)} Recipe `{name}`.\n"
+    yield f"{read_toml(find(name))['description']} Recipe `{name}`.\n"
     if board is None or records is None:
         yield "Not run yet.\n"
         return
-    yield from _facts(records)
+    yield markdown.facts(records)
+    report = f"../results/{name}/report"
     for view, says in (("worst", "Worst over attacks"), ("mean", "Mean over attacks")):
-        yield f"![{says}: rules and regimes](../results/{name}/report/figures/expected_{view}.png)\n"
-    yield from _results(name, board)
-    tasks = dict.fromkeys(regime.labels.get(TASK, "") for regime in board.regimes)
-    for task in tasks:
+        yield f"![{says}: rules and regimes]({report}/figures/expected_{view}.png)\n"
+    yield from markdown.results_table(_regimes(name, board), NEW, BASELINES)
+    for task in dict.fromkeys(regime.labels.get(TASK, "") for regime in board.regimes):
         regimes = [regime for regime in board.regimes if regime.labels.get(TASK, "") == task]
-        if task:
-            yield f"### {task}\n"
-        for view, says in zip(VIEWS, ("mean over attacks", "worst over attacks"), strict=True):
-            yield from _losses(board, regimes, view, says)
-        yield from _by_attack(board, regimes)
+        yield f"### {task}\n" if task else ""
+        for each in VIEWS:
+            yield from markdown.losses(board, regimes, each)
+        yield from markdown.by_attack(board, regimes)
     yield (
-        f"All numbers, with every attack in every regime and paired differences: [page](../results/{name}/report/"
-        f"report.html), [losses](../results/{name}/report/tables/losses.csv), [differences](../results/{name}/report/"
-        "tables/pairs.csv).\n"
+        f"All numbers, with every attack in every regime and paired differences: [page]({report}/report.html), "
+        f"[losses]({report}/tables/losses.csv), [differences]({report}/tables/pairs.csv).\n"
     )
-
-
-def _described(name: str) -> str:
-    return str(read_toml(find(name)).get("description", ""))
-
-
-def _facts(records: Records) -> Iterable[str]:
-    seeds = ", ".join(map(str, records.seeds))
-    state = f"{records.runs} runs" + (f", {len(records.missing)} not finished" if records.missing else "")
-    yield (
-        f"{state}, seeds {seeds}; {records.seconds:,.0f} s of computing; {'; '.join(records.hardware)}; commit "
-        f"{', '.join(commit[:12] for commit in records.commits) or 'not recorded'}; `{'; '.join(records.commands)}`.\n"
-    )
-
-
-def _results(name: str, board: Board) -> Iterable[str]:
-    """Where new rules win, are level, and lose, and to which baselines."""
-    regimes = _regimes(name, board)
-    yield _row(["new rule", "over attacks", "wins", "level", "loses", "loses to"])
-    yield _row(["---", "---", "---:", "---:", "---:", "---"])
-    for rule in NEW:
-        for view in VIEWS:
-            met = [c for r in regimes if (c := contest(rule, BASELINES, r.over(view))) is not None]
-            if not met:
-                continue
-            results = [c.result for c in met]
-            to: dict[str, int] = {}
-            for c in met:
-                for other in c.losing_to:
-                    to[other] = to.get(other, 0) + 1
-            listed = ", ".join(f"{other} ({count})" for other, count in sorted(to.items(), key=lambda item: -item[1]))
-            numbers = [str(results.count(word)) for word in ("wins", "level", "loses")]
-            yield _row([rule if view == "mean" else "", view, *numbers, listed or "–"])
-    yield ""
-
-
-def _losses(board: Board, regimes: Sequence[Regime], view: View, says: str) -> Iterable[str]:
-    """Rules down, regimes of one task across; bold: those that can not be told from the first."""
-    columns = []
-    for regime in regimes:
-        found = leaders(regime, regime.over(view))
-        spread = {} if found is None else found.spreads
-        first = () if found is None else (found.first, *found.level)
-        columns.append({rule: f"**{_show(s)}**" if rule in first else _show(s) for rule, s in spread.items()})
-    yield f"Expected loss above the minimum, {says}; bold: not told apart from the least.\n"
-    yield _row(["rule", *(_place(board, regime) for regime in regimes)])
-    yield _row(["---", *(["---:"] * len(regimes))])
-    for rule in board.rules:
-        yield _row([rule, *(column.get(rule, "–") for column in columns)])
-    yield ""
-
-
-def _by_attack(board: Board, regimes: Sequence[Regime]) -> Iterable[str]:
-    """One table per task: every attack by itself, mean over seeds and over the regimes' skews."""
-    attacks = list(dict.fromkeys(attack for regime in regimes for attack in regime.attacks))
-    yield "By attack, mean over the regimes above; bold: the least of the column.\n"
-    yield _row(["rule", *(attack if attack != NONE else "no attack" for attack in attacks), "P(broken)"])
-    yield _row(["---", *(["---:"] * (len(attacks) + 1))])
-    values = {
-        attack: {
-            rule: sum(found) / len(found)
-            for rule in board.rules
-            if (found := [s.typical for r in regimes if (s := spreads(r.under(attack), r.seeds).get(rule))])
-        }
-        for attack in attacks
-    }
-    for rule in board.rules:
-        cells = []
-        for attack in attacks:
-            value = values[attack].get(rule)
-            best = value is not None and value == min(values[attack].values()) and math.isfinite(value)
-            cells.append("–" if value is None else f"**{digits(value)}**" if best else digits(value))
-        broken = max((s.broken for r in regimes for a in r.attacks for s in r.cell(rule, a).values()), default=math.nan)
-        yield _row([rule, *cells, digits(broken)])
-    yield ""
-
-
-def _place(board: Board, regime: Regime) -> str:
-    return ", ".join(regime.labels[axis] for axis in board.axes if axis != TASK) or regime.title
-
-
-def _show(spread: Spread) -> str:
-    return spread.text()
-
-
-# Hypotheses ----------------------------------------------------------------------------------------------------------
 
 
 def _hypotheses(boards: Mapping[str, Board]) -> Iterable[str]:
     yield "## What the first evidence suggested\n"
     yield "From runs with 2 to 4 seeds on smaller tasks; taken as hypotheses.\n"
-    yield _row(["hypothesis", "verdict", "regimes"])
-    yield _row(["---"] * 3)
-    for name, stated in HYPOTHESES.items():
-        for hypothesis in stated:
-            finding = judge(hypothesis, boards[name]) if name in boards else Finding(hypothesis, ())
-            counts = finding.counts if finding.signs else "–"
-            yield _row([hypothesis.says, f"**{finding.word}**", counts])
-    yield ""
+    yield from markdown.hypotheses(
+        [
+            judge(hypothesis, boards[name]) if name in boards else Finding(hypothesis, ())
+            for name, stated in HYPOTHESES.items()
+            for hypothesis in stated
+        ]
+    )
 
 
-# Tightness -----------------------------------------------------------------------------------------------------------
-
-
-def _tightness(name: str, board: Board | None, records: Records | None) -> Iterable[str]:
-    table: dict[str, Any] = read_toml(find(name))
-    yield f"## How tight are the bounds? {table.get('title', '')}".rstrip() + "\n"
-    yield f"{table.get('description', '')} Recipe `{name}`.\n"
+def _tightness(name: str, title: str, board: Board | None, records: Records | None, results: Path) -> Iterable[str]:
+    yield f"## {title}\n"
+    yield f"{read_toml(find(name))['description']} Recipe `{name}`.\n"
     if board is None or records is None:
         yield "Not run yet.\n"
         return
-    yield from _facts(records)
-    known = [score for score in board.scores if score.ratio is not None and score.attack != NONE]
-    figures = sorted(path.name for path in (RESULTS / name / "report" / "figures").glob("tightness_*.png"))
-    for figure in figures or ["expected_worst.png"]:
-        yield f"![{figure.removesuffix('.png')}](../results/{name}/report/figures/{figure})\n"
-    if known:
-        ratios = sorted(score.ratio for score in known if score.ratio is not None)
-        top = max(known, key=lambda score: score.ratio or 0.0)
-        over = sum(ratio > 1 for ratio in ratios)
-        yield (
-            f"Of {len(ratios)} expectations (rule, attack, regime, seed) with a bound, the median reaches "
-            f"{digits(100 * ratios[len(ratios) // 2])}% of it, and the greatest {digits(100 * top.ratio)}% "  # type: ignore[operator]
-            f"({top.rule} under {top.attack}, {', '.join(top.labels.values())}); {over} exceed it"
-            f"{'' if over else ', so no bound is violated'}.\n"
-        )
-    yield _row(["rule", "bound", "measured", "measured / bound", "share of kappa reached", "P(broken), greatest"])
-    yield _row(["---", *(["---:"] * 5)])
-    for rule in board.rules:
-        each = [[v for regime in board.regimes for v in regime.greatest(rule, read)] for read in KNOWN.values()]
-        shown = [digits(median(values)) if values else "–" for values in each]
-        broken = max(score.broken for score in board.scores if score.rule == rule)
-        yield _row([rule, *shown, digits(broken)])
-    yield "\nMedian over regimes and seeds of the greatest over attacks.\n"
-    if not known:
-        yield from _by_attack(board, board.regimes)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    yield markdown.facts(records)
+    figures = sorted(path.stem for path in (results / name / "report" / "figures").glob("tightness_*.png"))
+    for figure in figures or ["expected_worst"]:
+        yield f"![{figure}](../results/{name}/report/figures/{figure}.png)\n"
+    yield from markdown.tightness(board)
+    if board.measure != "excess":
+        yield from markdown.by_attack(board, board.regimes)
 
 
 def take(runs: Path, results: Path = RESULTS) -> Path:

@@ -4,6 +4,7 @@
 >>> write_page("runs/expected-verdict")  # doctest: +SKIP
 """
 
+from bezoar.reports.expected import markdown
 from bezoar.reports.expected.board import VIEWS, Board, Regime, View, ranked, regret, spreads
 from bezoar.reports.expected.folder import Records, is_expected, keep, load_records
 from bezoar.reports.expected.heat import loss_map, tightness_maps
@@ -50,6 +51,7 @@ __all__ = [
     "load_records",
     "loss_map",
     "losses_table",
+    "markdown",
     "pairs_table",
     "ranked",
     "read_scores",
