@@ -37,7 +37,8 @@ MAJORITY = "expected-verdict-majority"
 TIGHTNESS = {
     "expected-tightness": "How tight are the bounds?",
     "expected-tightness-cnn": "Without constants: a network",
-    "expected-tightness-hospitals": "Without intent: four hospitals",
+    "expected-tightness-hospitals": "Without intent: wards of four hospitals",
+    "expected-tightness-four-hospitals": "Without intent: the four hospitals themselves",
 }
 RECIPES = (VERDICT, WRONG, MAJORITY, *TIGHTNESS)
 
@@ -68,8 +69,10 @@ TASK, SKEW, ASSUMED = "task", "skew", "assumed"
 CORRECT = "correct"
 EITHER = "the prior may be right or wrong"
 
-_UNLIKE = {SKEW: ("0.3", "1")}
-_SOFTMAX = {TASK: ("softmax, digits", "softmax, Fashion-MNIST"), **_UNLIKE}
+#: Where the grid of the right prior differs from that of wrong ones in nothing but the prior.
+SAME = ("Digits", "0.3")
+
+_SOFTMAX = {TASK: ("Digits", "Fashion-MNIST"), SKEW: ("0.1", "0.3")}
 
 #: What the first evidence suggested (2 to 4 seeds, smaller tasks), as comparisons that can fail.
 HYPOTHESES: Mapping[str, tuple[Hypothesis, ...]] = {
@@ -142,14 +145,14 @@ HYPOTHESES: Mapping[str, tuple[Hypothesis, ...]] = {
             "guarded",
             "Under a wrong prior guarded SIP has at most a tenth of SIP(posterior mean)'s loss on the worst attack.",
             ((GUARDED, "SIP(posterior mean)"),),
-            where={ASSUMED: ("wrong groups", "outside the support")},
+            where={ASSUMED: ("wrong groups", "outside of the support")},
             by=10.0,
         ),
         Hypothesis(
             "guarded",
             "Under a wrong prior guarded SIP has less loss than SIP(posterior mean) on the worst attack.",
             ((GUARDED, "SIP(posterior mean)"),),
-            where={ASSUMED: ("wrong groups", "outside the support")},
+            where={ASSUMED: ("wrong groups", "outside of the support")},
         ),
     ),
     MAJORITY: (
@@ -260,15 +263,20 @@ def _situations(boards: Mapping[str, Board]) -> Iterable[tuple[str, list[Regime]
     if VERDICT in boards:
         regimes = list(boards[VERDICT].regimes)
         yield "the prior is right; any skew", regimes
-        unlike = [regime for regime in regimes if regime.labels.get(SKEW) in ("0.1", "0.3")]
-        yield "the prior is right; clients are very unlike (alpha <= 0.3)", unlike
-        yield "the prior is right; clients are alike (alpha >= 1, iid)", [r for r in regimes if r not in unlike]
+        alike = [regime for regime in regimes if regime.labels.get(SKEW) == "iid"]
+        yield "the prior is right; clients are unlike", [r for r in regimes if r not in alike]
+        yield "the prior is right; clients are alike (iid)", alike
     if WRONG in boards:
         regimes = list(boards[WRONG].regimes)
         for case in dict.fromkeys(regime.labels.get(ASSUMED, "") for regime in regimes):
             if case != CORRECT:
                 yield f"the prior is wrong: {case}", [r for r in regimes if r.labels.get(ASSUMED) == case]
-        yield EITHER, regimes
+        right = [
+            regime
+            for regime in (boards[VERDICT].regimes if VERDICT in boards else ())
+            if (regime.labels.get(TASK), regime.labels.get(SKEW)) == SAME
+        ]
+        yield EITHER, [*right, *(regime for regime in regimes if regime.labels.get(ASSUMED) != CORRECT)]
     if MAJORITY in boards:
         yield "a group that may turn holds the majority (12 of 20)", list(boards[MAJORITY].regimes)
 

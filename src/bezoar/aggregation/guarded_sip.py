@@ -24,6 +24,7 @@ from bezoar.aggregation._gram import normalised
 from bezoar.aggregation._outside import Minority, codes, missed, tight_sets
 from bezoar.aggregation._posterior import Model, Posterior, posterior
 from bezoar.aggregation.base import Aggregate, Context, Rule, State
+from bezoar.aggregation.geometric_median import GeometricMedian
 from bezoar.aggregation.posterior_mean import check_model, mean_weights
 from bezoar.aggregation.sip import project
 from bezoar.errors import ConfigError
@@ -64,6 +65,14 @@ def _table(rule: Rule) -> Any:
     return tables if len(tables) > 1 else tables[0]
 
 
+def _build_fallback(table: Any) -> Rule | Literal["base"]:
+    return "base" if table == "base" else _build(table)
+
+
+def _table_fallback(rule: Rule | Literal["base"]) -> Any:
+    return rule if isinstance(rule, str) else _table(rule)
+
+
 @dataclass(frozen=True)
 class GuardedSIP(Rule):
     r"""SIP as long as the updates agree with the prior, and its base rule alone where they do not.
@@ -73,7 +82,9 @@ class GuardedSIP(Rule):
 
     If the posterior under mu' (that of posterior-mean, with ``beta``, ``exclusion``, ``em_steps``) leaves at least
     ``mass`` on the sets of ``prior``, the answer is ``base``'s, projected into their common box as SIP does; else it
-    is ``base``'s. Left out, ``base`` is the posterior mean under mu'. ``contamination`` is epsilon. Of the sets of nu
+    is that of ``fallback``. Left out, ``base`` is the posterior mean under mu'. The fallback is the geometric median:
+    ``"base"`` was tried and fails where attackers talk the guard out of a right prior, as what they do then is what
+    leads the posterior astray (docs/expected-results.md). ``contamination`` is epsilon. Of the sets of nu
     those with few bad clients are all visited, and of those with more the tightest that a beam search finds; what is
     not visited can only make the rule trust the prior too much, by an amount that :meth:`guard` bounds. The scores are
     the probabilities that clients are honest.
@@ -92,6 +103,9 @@ class GuardedSIP(Rule):
 
     prior: Candidates | None = prior_field()  # noqa: RUF009
     base: Rule | None = holds(_build, _table, default=None)  # noqa: RUF009
+    fallback: Rule | Literal["base"] = holds(  # noqa: RUF009
+        _build_fallback, _table_fallback, default_factory=GeometricMedian
+    )
     contamination: float = 0.1
     p0: float = 0.1
     mass: float = 0.95
@@ -109,6 +123,8 @@ class GuardedSIP(Rule):
         check_model(self.name, self.beta, self.exclusion, self.em_steps)
         if self.base is not None and not isinstance(self.base, Rule):
             raise ConfigError(f"{self.name}: base must be a rule, for example GeometricMedian(), got {self.base!r}")
+        if self.fallback != "base" and not isinstance(self.fallback, Rule):
+            raise ConfigError(f"{self.name}: fallback must be a rule or 'base', got {self.fallback!r}")
         for name in ("contamination", "p0"):
             value = getattr(self, name)
             check_probability(self.name, name, value)
@@ -120,33 +136,42 @@ class GuardedSIP(Rule):
             raise ConfigError(f"{self.name}: disjoint must be 'error' or 'drop', got {self.disjoint!r}")
 
     @property
+    def _held(self) -> list[Rule]:
+        """The rules that may give the answer."""
+        return [rule for rule in (self.base, self.fallback) if isinstance(rule, Rule)]
+
+    @property
     def needs(self) -> Needs:  # type: ignore[override]
-        own = Needs.GRAM | Needs.BLOCKS
-        return own if self.base is None else own | self.base.needs
+        total = Needs.GRAM | Needs.BLOCKS
+        for rule in self._held:
+            total |= rule.needs
+        return total
 
     @property
     def uses_root(self) -> bool:  # type: ignore[override]
-        return self.base is not None and self.base.uses_root
+        return any(rule.uses_root for rule in self._held)
 
     @property
     def weighted(self) -> bool:  # type: ignore[override]
-        return self.base is not None and self.base.weighted
+        return any(rule.weighted for rule in self._held)
 
     @property
     def huge(self) -> float | None:
         return None
 
     def check(self, n: int) -> None:
-        if self.base is not None:
-            self.base.check(n)
+        for rule in self._held:
+            rule.check(n)
 
     def within(self, kept: Tensor, n: int) -> GuardedSIP:
-        if self.base is None:
-            return self
-        declared = self.base.tolerated
-        short = 0 if declared is None else max(0, n - len(kept) - declared)
-        base = self.base.without(-short) if short else self.base
-        return dataclasses.replace(self, base=base.within(kept, n))
+        def fewer(rule: Rule) -> Rule:
+            short = 0 if rule.tolerated is None else max(0, n - len(kept) - rule.tolerated)
+            # More rows may be unusable than a rule's f, which then becomes 0.
+            return (rule.without(-short) if short else rule).within(kept, n)
+
+        base = None if self.base is None else fewer(self.base)
+        fallback = self.fallback if isinstance(self.fallback, str) else fewer(self.fallback)
+        return dataclasses.replace(self, base=base, fallback=fallback)
 
     @property
     def model(self) -> Model:
@@ -186,13 +211,35 @@ class GuardedSIP(Rule):
         distances = normalised(rows.squared_distances()).cpu().double().numpy()
         known = self.guard(distances, family, len(hostile))
         weights, honest = mean_weights(known.found, known.sets)
-        if self.base is None:
+        trusted = known.mass >= self.mass
+        used = self.base if trusted or isinstance(self.fallback, str) else self.fallback
+        if used is None:
             shares = torch.from_numpy(weights).to(rows.device)
             answer = Aggregate(rows.combine(shares), weights=shares)
         else:
-            answer = self.base.aggregate(rows, state, context, generator)
+            answer = used.aggregate(rows, _own(state, used, self.base), context, generator)
+        if isinstance(used, Rule):
+            # Each rule remembers what it saw; the other one's memory is kept.
+            answer = dataclasses.replace(answer, state=_merged(state, used is self.base, answer.state))
+        else:
+            answer = dataclasses.replace(answer, state=state)
         answer = dataclasses.replace(answer, scores=torch.from_numpy(honest))
-        if known.mass < self.mass:
+        if not trusted:
             return answer
         vector, box = project(rows, intervals, answer.vector)
         return dataclasses.replace(answer, vector=vector, weights=answer.weights if box.moved == 0 else None, box=box)
+
+
+_BASE, _FALLBACK = "base.", "fallback."
+
+
+def _own(state: State, used: Rule, base: Rule | None) -> State:
+    """What ``used`` remembers."""
+    prefix = _BASE if used is base else _FALLBACK
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _merged(state: State, is_base: bool, fresh: State) -> State:
+    prefix = _BASE if is_base else _FALLBACK
+    kept = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    return {**kept, **{prefix + key: value for key, value in fresh.items()}}

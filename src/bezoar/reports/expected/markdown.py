@@ -96,6 +96,7 @@ def by_attack(board: Board, regimes: Sequence[Regime]) -> Iterable[str]:
 
 
 def place(board: Board, regime: Regime) -> str:
+    """The regime's labels apart from its task."""
     return ", ".join(regime.labels[axis] for axis in board.axes if axis != PANELS) or regime.title
 
 
@@ -109,9 +110,8 @@ def tightness(board: Board) -> Iterable[str]:
         yield (
             f"Of {len(ratios)} expectations (rule, attack, regime, seed) with a bound the median reaches "
             f"{digits(100 * median(ratios))}% of it, and the greatest {digits(100 * most)}% ({top.rule} under "
-            f"{top.attack}, {', '.join(top.labels.values())}, seed {top.seed}). {over} exceed it"
-            + (": the bound is for the end of training, and what a finite run leaves comes on top" if over else "")
-            + ".\n"
+            f"{top.attack}, {', '.join(top.labels.values())}, seed {top.seed}). "
+            + (f"{over} exceed it: the theorem or its use is wrong.\n" if over else "None exceeds it.\n")
         )
     yield row(["rule", "bound", "measured", "measured / bound", "share of kappa reached", "P(broken), greatest"])
     yield row(["---", *(["---:"] * 5)])

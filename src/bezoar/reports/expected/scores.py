@@ -150,7 +150,7 @@ def _score(
         diverged=math.fsum(w for w, cell in zip(weights, cells, strict=True) if cell.get("diverged")),
         broken=math.fsum(w for w, b in zip(weights, broke, strict=True) if b),
         holding=_given(values, weights, held),
-        bound=over("bound", held),
+        bound=_given([_promised(cell) for cell in cells], weights, held),
         error=over("error", kept),
         variance=over("variance", kept),
         allowed=_given(allowed, weights, kept),
@@ -179,6 +179,12 @@ def _given(values: Sequence[float | None], weights: Sequence[float], where: Sequ
     found = [(v, w) for v, w, keep in zip(values, weights, where, strict=True) if keep and v is not None and w > 0]
     total = math.fsum(w for _, w in found)
     return expectation([v for v, _ in found], [w / total for _, w in found]) if found else None
+
+
+def _promised(cell: Mapping[str, Any]) -> float | None:
+    """The whole bound of a training: what is left in the end, and what so many rounds leave of the start."""
+    found = _maybe(cell, "bound")
+    return None if found is None else found + (_maybe(cell, "optimisation") or 0.0)
 
 
 def _number(cell: Mapping[str, Any], key: str, where: str) -> float:
