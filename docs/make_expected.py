@@ -309,8 +309,8 @@ def _verdict(name: str, title: str, board: Board | None, records: Records | None
             yield from markdown.losses(board, regimes, each)
         yield from markdown.by_attack(board, regimes)
     yield (
-        f"All numbers, with every attack in every regime and paired differences: [page]({report}/report.html), "
-        f"[losses]({report}/tables/losses.csv), [differences]({report}/tables/pairs.csv).\n"
+        f"All numbers, with every attack in every regime and paired differences: [losses]({report}/tables/losses.csv), "
+        f"[differences]({report}/tables/pairs.csv); `bezoar report results/{name}` makes the whole page.\n"
     )
 
 
@@ -342,7 +342,7 @@ def _tightness(name: str, title: str, board: Board | None, records: Records | No
 
 
 def take(runs: Path, results: Path = RESULTS) -> Path:
-    """Keep the small form of finished runs, and their report, under the name of their recipe."""
+    """Keep the small form of finished runs, and of their report what the page shows, under the name of their recipe."""
     records = load_records(runs)
     if records.name not in RECIPES:
         raise SystemExit(f"{runs}: {records.name!r} is none of {', '.join(RECIPES)}")
@@ -350,6 +350,11 @@ def take(runs: Path, results: Path = RESULTS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     keep(records, folder)
     write_page(folder)
+    shown = "tightness" if records.name in TIGHTNESS else "expected"
+    for path in (folder / "report").rglob("*"):
+        kept = path.suffix == ".csv" or (path.suffix == ".png" and path.name.startswith(shown))
+        if path.is_file() and not kept:
+            path.unlink()
     return folder
 
 

@@ -66,7 +66,7 @@ def loss(labels: Mapping[str, str], seed: int, rule: str, attack: str, index: in
 def results(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("expected")
     grids = {
-        "expected-verdict": {"task": ["ridge", "softmax, digits"], "skew": list(SKEWS)},
+        "expected-verdict": {"task": ["synthetic regression", "Digits"], "skew": list(SKEWS)},
         "expected-verdict-misspecified": {"assumed": ["correct", "wrong groups"], "skew": ["0.3"]},
     }
     for name, axes in grids.items():

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 #: The axis of which each value is a panel, with colours of its own: losses of two tasks have no common scale.
 PANELS = "task"
 
+#: What is more than this many times the least of a panel has the darkest colour: one rule that diverges must not take
+#: the colours from the others.
+MOST = 1000.0
+
 _LINE, _COLUMN, _ABOVE, _LEVEL, _CHARACTER = 0.19, 0.74, 0.3, 0.14, 0.05
 _WIDE = 2 * WIDTH
 
@@ -58,7 +62,7 @@ def loss_map(board: Board, view: View) -> Plot:
 
     caption = (
         f"{over} of the {what} (reading {board.reading}), mean over seeds; ∞: a seed diverged. The darker, the worse; "
-        "colours are logarithmic, and each panel has its own."
+        "colours are logarithmic, each panel has its own, and what is more than 1,000 times the least is as dark."
     )
     return _plot(f"expected_{view}", f"{over}: {what}", caption, board, value)
 
@@ -118,7 +122,7 @@ def _draw(figure: FigureBase, *, of: _Map, height: float, axes_names: Sequence[s
         figure.text(0.06 / _WIDE, 1 - 0.13 / height, short(of.title, 40), fontsize=8, fontweight="bold",
                     va="center_baseline")  # fmt: skip
     good = [value for value in of.values.values() if math.isfinite(value) and value > 0]
-    low, high = (min(good), max(good)) if good else (1.0, 1.0)
+    low, high = (min(good), min(max(good), MOST * min(good))) if good else (1.0, 1.0)
     # At least one decade of colours, so that small differences do not look like great ones.
     if high < 10 * low:
         middle = math.sqrt(low * high)
