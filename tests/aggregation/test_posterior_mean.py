@@ -1,0 +1,212 @@
+"""The posterior over honest sets against brute force, its limits, Gibbs sampling, memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bezoar.aggregation import MVA, RULES, Context, Mean, PosteriorMean, PriorMean
+from bezoar.aggregation._gibbs import gibbs
+from bezoar.aggregation._posterior import Model, posterior, scatter
+from bezoar.errors import ConfigError
+from bezoar.priors import Explicit, Family, Groups, HonestPrior, Independent, Ising, Subsets
+from bezoar.updates import DenseUpdates
+
+GROUPS = Explicit(8, bad=((), (0, 1, 2), (3, 4), (5,)), p=(0.4, 0.3, 0.2, 0.1))
+
+
+def rows(n: int = 8, d: int = 5, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def brute(values: torch.Tensor, prior: HonestPrior, beta: float, c: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The definition, set by set: the answer and the posterior."""
+    family, x = prior.support(), values.numpy()
+    r = np.array([((x[mask] - x[mask].mean(0)) ** 2).sum() for mask in family.honest])
+    size, left = family.sizes, family.n - family.sizes
+    known = (size > 1) & (r > 0)
+    scale = (r[known] / (size[known] - 1)).min()
+    for step in range(steps + 1):
+        logs = family.log_prob - beta / 2 * (r / scale + c * left)
+        p = np.exp(logs - logs.max())
+        p /= p.sum()
+        if step < steps:
+            scale = (p @ r) / (p @ (size - 1))
+    return p @ np.stack([x[mask].mean(0) for mask in family.honest]), p
+
+
+@pytest.mark.parametrize("prior", [GROUPS, Groups((3, 3, 2), 0.2, 0.6), Independent(0.2, clients=8)], ids=repr)
+@pytest.mark.parametrize(("beta", "c", "steps"), [(8.0, 2.0, 5), (1.0, 0.5, 0), (3.0, 0.0, 2)])
+def test_the_answer_is_the_definition(prior: HonestPrior, beta: float, c: float, steps: int) -> None:
+    for seed in range(4):
+        values = rows(seed=seed)
+        values[:2] += seed
+        answer = PosteriorMean(prior, beta=beta, exclusion=c, em_steps=steps).aggregate(values)
+        wanted, p = brute(values, prior, beta, c, steps)
+        np.testing.assert_allclose(answer.vector.numpy(), wanted, rtol=1e-8, atol=1e-10)
+        assert answer.weights is not None
+        assert float(answer.weights.sum()) == pytest.approx(1)
+        assert answer.scores is not None
+        np.testing.assert_allclose(answer.scores.numpy(), p @ prior.support().honest, rtol=1e-7, atol=1e-10)
+
+
+def test_scatter_is_about_the_mean() -> None:
+    x = rows().numpy()
+    distances = ((x[:, None] - x) ** 2).sum(2)
+    family = GROUPS.support()
+    wanted = [((x[mask] - x[mask].mean(0)) ** 2).sum() for mask in family.honest]
+    np.testing.assert_allclose(scatter(distances, family.honest), wanted)
+
+
+def test_limits() -> None:
+    values = rows()
+    # beta -> 0: the prior mean.
+    near = PosteriorMean(GROUPS, beta=0.0)(values)
+    torch.testing.assert_close(near, PriorMean(GROUPS)(values))
+    # All sets of one size, beta -> infinity: the one of least variance.
+    torch.testing.assert_close(PosteriorMean(Subsets(2, clients=8), beta=1e9, em_steps=0)(values), MVA(f=2)(values))
+    # Everybody is honest: the mean.
+    everyone = Explicit(8, bad=((),), p=(1.0,))
+    torch.testing.assert_close(PosteriorMean(everyone)(values), Mean()(values))
+    # All rows equal: that row, whatever the prior says.
+    same = values[:1].repeat(8, 1)
+    torch.testing.assert_close(PosteriorMean(GROUPS)(same), same[0])
+
+
+@pytest.mark.parametrize("far", [3.0, 10.0, 1e4])
+def test_forty_per_cent_of_the_rows_may_be_far_away(far: float) -> None:
+    values = rows(10, 20)
+    values[:4] += far
+    answer = PosteriorMean(Independent(0.2, clients=10)).aggregate(values)
+    assert answer.scores is not None
+    assert float(answer.scores[:4].max()) < 1e-3
+    assert float(answer.scores[4:].min()) > 0.9
+    torch.testing.assert_close(answer.vector, values[4:].mean(0), atol=0.2, rtol=0)
+
+
+def test_an_unusable_row_is_known_to_be_bad() -> None:
+    values = rows()
+    values[0] = torch.nan
+    answer = PosteriorMean(GROUPS).aggregate(values)
+    assert set(answer.excluded) == {0}
+    # Only the set without 0 remains.
+    torch.testing.assert_close(answer.vector, values[3:].mean(0))
+    # A prior that rules this out is wrong about the client, and serves without it.
+    stubborn = Explicit(8, bad=((), (3, 4)), p=(0.5, 0.5))
+    assert torch.isfinite(PosteriorMean(stubborn)(values)).all()
+
+
+def test_cohorts_see_their_part_of_the_sets() -> None:
+    values = rows(5)
+    ids = torch.tensor([1, 2, 3, 6, 7])
+    answer = PosteriorMean(GROUPS).aggregate(DenseUpdates(values, ids))
+    family = GROUPS.support().select(ids.tolist())
+    wanted = PosteriorMean(family)(values)
+    torch.testing.assert_close(answer.vector, wanted)
+
+
+def test_memory_averages_log_likelihoods_and_can_be_resumed() -> None:
+    rule = PosteriorMean(GROUPS, memory=0.7)
+    past, state = None, {}
+    family = GROUPS.support()
+    for t in range(4):
+        values = rows(seed=t)
+        answer = rule.aggregate(values, state)
+        distances = ((values[:, None] - values) ** 2).sum(2).numpy()
+        known = None if past is None else (past, 0.7)
+        found = posterior(distances, family.honest, family.log_prob, Model(8.0, 2.0, 5), known)
+        past = found.log_likelihood - found.log_likelihood.max()
+        np.testing.assert_allclose(
+            answer.vector.numpy(), found.p @ (family.honest @ values.numpy() / family.sizes[:, None])
+        )
+        state = {key: value.clone() for key, value in answer.state.items()}
+    with pytest.raises(ConfigError, match="belongs to another prior"):
+        PosteriorMean(Explicit(8, bad=((),), p=(1.0,)), memory=0.7).aggregate(rows(), state)
+    with pytest.raises(ConfigError, match="memory must be"):
+        PosteriorMean(GROUPS, memory=1.0)
+
+
+def test_copies_look_too_honest_unless_that_costs() -> None:
+    values = rows(10, 30)
+    values[:4] = values[:4].mean(0) + 0.2
+    prior = Explicit(10, bad=((0, 1, 2, 3), (4, 5, 6, 7, 8, 9)), p=(0.5, 0.5))
+    naive, careful = PosteriorMean(prior).aggregate(values), PosteriorMean(prior, sybils=50.0).aggregate(values)
+    assert naive.scores is not None
+    assert careful.scores is not None
+    assert float(careful.scores[0]) < 1e-6 <= float(naive.scores[0])
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        Independent(0.2, clients=8),
+        Groups((3, 3, 2), 0.3, 0.7),
+        Groups((4, 4), 0.3),
+        Ising(p=0.2, edges=((0, 1, 0.5), (1, 2, 0.5), (5, 6, 0.4)), clients=8),
+    ],
+    ids=repr,
+)
+def test_gibbs_draws_from_the_enumerated_posterior(prior: HonestPrior) -> None:
+    values = rows(8, 3)
+    values[:2] += 1.0
+    distances = ((values[:, None] - values) ** 2).sum(2).numpy()
+    model = Model(0.6, 1.0, 0)
+    drawn = gibbs(distances, prior, model, 12_000, np.random.default_rng(0))
+    family = prior.support()
+    r = scatter(distances, family.honest)
+    logs = family.log_prob - 0.3 * (r / drawn.scale + (8 - family.sizes))
+    p = np.exp(logs - logs.max())
+    p /= p.sum()
+    # Chains of 400 kept sweeps: a few per cent.
+    np.testing.assert_allclose(drawn.honest.mean(0), p @ family.honest, atol=0.05)
+
+
+def test_drawn_sets_are_seeded_and_go_on_where_they_were() -> None:
+    rule = PosteriorMean(Independent(0.2, clients=8), most=10, sweeps=60)
+    values = rows()
+    first, again = rule.aggregate(values, context=Context(round=3)), rule.aggregate(values, context=Context(round=3))
+    assert (first.vector == again.vector).all()
+    assert set(first.state) == {"chains"}
+    later = rule.aggregate(values, first.state, Context(round=4))
+    assert torch.isfinite(later.vector).all()
+    with pytest.raises(ConfigError, match="sets that can be listed"):
+        PosteriorMean(Independent(0.2, clients=8), most=10, memory=0.5)(values)
+
+
+def test_sets_of_one_size_have_a_constant_in_the_limit() -> None:
+    """The least varying set T is within (sqrt rho_S + sqrt rho_T) sd_S of any S."""
+    draws = np.random.default_rng(0)
+    worst = 0.0
+    for _ in range(300):
+        n = 6
+        sets = {tuple(sorted(draws.permutation(n)[:4].tolist())) for _ in range(4)}
+        honest = np.zeros((len(sets), n), dtype=np.bool_)
+        for row, ids in zip(honest, sorted(sets), strict=True):
+            row[list(ids)] = True
+        family = Family.uniform(honest)
+        rho = family.rho()
+        x = torch.from_numpy(draws.normal(size=(n, 1)) * 10.0 ** draws.integers(-2, 3, size=(n, 1)))
+        answer = PosteriorMean(family, beta=1e12, em_steps=0).aggregate(x)
+        variances = np.array([float(x[mask].var(0, correction=0).sum()) for mask in honest])
+        chosen = int(variances.argmin())
+        for k, mask in enumerate(honest):
+            error = float((answer.vector - x[mask].mean(0)).square().sum())
+            allowed = (math.sqrt(rho[k]) + math.sqrt(rho[chosen])) ** 2 * variances[k]
+            assert error <= allowed * (1 + 1e-6) + 1e-12
+            worst = max(worst, error / allowed if allowed > 0 else 0.0)
+    assert worst > 0.2
+
+
+def test_tables() -> None:
+    table = {"kind": "posterior-mean", "prior": {"kind": "independent", "p": 0.1}, "memory": 0.9}
+    rule: Any = RULES.build(table)
+    assert rule == PosteriorMean(Independent(0.1), memory=0.9)
+    assert RULES.build(RULES.table(rule)) == rule
+    with pytest.raises(ConfigError, match="beta must be"):
+        RULES.build({**table, "beta": -1.0})
+    with pytest.raises(ConfigError, match="needs a prior"):
+        PosteriorMean()(rows())
