@@ -73,7 +73,10 @@ def losses(board: Board, regimes: Sequence[Regime], view: View) -> Iterable[str]
 def by_attack(board: Board, regimes: Sequence[Regime]) -> Iterable[str]:
     """One table per task: every attack by itself, mean over seeds and over the regimes' skews."""
     attacks = list(dict.fromkeys(attack for regime in regimes for attack in regime.attacks))
-    yield "By attack, mean over the regimes above; bold: the least of the column.\n"
+    yield (
+        "By attack, mean over the regimes above; bold: the least of the column. P(broken): the probability of the "
+        "honest sets for which the rule promises nothing; 1 for rules without a constant.\n"
+    )
     yield row(["rule", *(attack if attack != NONE else "no attack" for attack in attacks), "P(broken)"])
     yield row(["---", *(["---:"] * (len(attacks) + 1))])
     values = {
@@ -93,6 +96,13 @@ def by_attack(board: Board, regimes: Sequence[Regime]) -> Iterable[str]:
         broken = max((s.broken for r in regimes for a in r.attacks for s in r.cell(rule, a).values()), default=math.nan)
         yield row([rule, *cells, digits(broken)])
     yield ""
+    quiet = {rule: value for rule, value in values.get(NONE, {}).items() if math.isfinite(value)}
+    if quiet and board.measure == "excess":
+        least = min(quiet, key=lambda rule: quiet[rule])
+        yield (
+            f"Without an attack the least is {digits(quiet[least])} ({least}): what training for so few rounds leaves. "
+            "It is part of all numbers above, so ratios of losses may understate how far rules are apart.\n"
+        )
 
 
 def place(board: Board, regime: Regime) -> str:
