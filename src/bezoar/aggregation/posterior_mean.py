@@ -88,11 +88,6 @@ class PosteriorMean(Rule):
             )
 
     @property
-    def huge(self) -> float | None:
-        # A row that is far from all others is what the posterior is for.
-        return None
-
-    @property
     def model(self) -> Model:
         """The likelihood's parameters."""
         return Model(self.beta, self.exclusion, self.em_steps, self.sybils)
