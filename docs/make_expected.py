@@ -34,13 +34,14 @@ PAGE = ROOT / "docs" / "expected-results.md"
 VERDICT = "expected-verdict"
 WRONG = "expected-verdict-misspecified"
 MAJORITY = "expected-verdict-majority"
+GUARD = "expected-guard"
 TIGHTNESS = {
     "expected-tightness": "How tight are the bounds?",
     "expected-tightness-cnn": "Without constants: a network",
     "expected-tightness-hospitals": "Without intent: wards of four hospitals",
     "expected-tightness-four-hospitals": "Without intent: the four hospitals themselves",
 }
-RECIPES = (VERDICT, WRONG, MAJORITY, *TIGHTNESS)
+RECIPES = (VERDICT, WRONG, MAJORITY, GUARD, *TIGHTNESS)
 
 #: Rules that are new here, and those that they have to beat. Labels of the recipes.
 NEW = (
@@ -219,6 +220,7 @@ def page(results: Path = RESULTS) -> str:
         (VERDICT, "The right prior"),
         (WRONG, "A wrong prior"),
         (MAJORITY, "More bad clients than good ones"),
+        (GUARD, "What guarded SIP falls back on"),
     ):
         parts += _verdict(name, title, boards.get(name), found.get(name))
     parts += _hypotheses(boards)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bezoar.aggregation import CVA, NNM, RULES, AtQuantile, Mean, Median, PriorMean, TrimmedMean
+from bezoar.aggregation.at_quantile import declaring
 from bezoar.certify import expected_loss, kappa
 from bezoar.errors import ConfigError
 from bezoar.priors import Explicit, Groups, Independent, Subsets
@@ -32,19 +33,12 @@ def test_every_part_gets_the_quantile(delta: float) -> None:
         if f > 4:
             with pytest.raises(ConfigError, match="clip=True"):
                 rule(rows())
-            assert torch.equal(
-                AtQuantile(PRIOR, base, delta=delta, clip=True)(rows()), type(wanted).__call__(_at(wanted, 4), rows())
-            )
+            clipped = AtQuantile(PRIOR, base, delta=delta, clip=True)
+            assert torch.equal(clipped(rows()), declaring(wanted, 4)(rows()))
             continue
         assert torch.equal(rule(rows()), wanted(rows()))
         assert rule.tolerated == f
         assert kappa(rule, 10) == kappa(wanted, 10)
-
-
-def _at(rule: object, f: int) -> object:
-    from bezoar.aggregation.at_quantile import declaring
-
-    return declaring(rule, f)  # type: ignore[type-var]
 
 
 def test_cohorts_and_unusable_rows() -> None:

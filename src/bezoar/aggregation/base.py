@@ -22,7 +22,7 @@ from bezoar import seeding
 from bezoar.errors import ConfigError, HostileRowsError
 from bezoar.kernels.columns import Finish, NotFiniteError, over_sorted
 from bezoar.kernels.gram import Tall
-from bezoar.priors import HonestPrior
+from bezoar.priors import Family, HonestPrior
 from bezoar.updates.base import Needs, Updates
 from bezoar.updates.convert import as_updates
 from bezoar.updates.held import HeldUpdates
@@ -206,7 +206,7 @@ class Part(ABC):
         """This part for the rows ``kept`` [m] of n; parts that name a row renumber it here."""
         return self.without(n - len(kept))
 
-    def given(self, prior: HonestPrior) -> Self:
+    def given(self, prior: HonestPrior | Family) -> Self:
         """This part with ``prior`` wherever it, or a part that it holds, has none of its own."""
         filled: dict[str, Any] = {}
         for spec in dataclasses.fields(self):

@@ -217,7 +217,7 @@ class GuardedSIP(Rule):
             shares = torch.from_numpy(weights).to(rows.device)
             answer = Aggregate(rows.combine(shares), weights=shares)
         else:
-            answer = used.aggregate(rows, _own(state, used, self.base), context, generator)
+            answer = used.given(prior).aggregate(rows, _own(state, used, self.base), context, generator)
         if isinstance(used, Rule):
             # Each rule remembers what it saw; the other one's memory is kept.
             answer = dataclasses.replace(answer, state=_merged(state, used is self.base, answer.state))

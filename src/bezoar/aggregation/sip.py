@@ -126,7 +126,8 @@ class SIP(Rule):
         clients, hostile = places(self.name, prior, rows, context)
         prior = about(self.name, prior, len(clients) + len(hostile))
         _, intervals = candidates(prior, self.delta, self.disjoint == "drop", clients, hostile)
-        answer = self.base.aggregate(rows, state, context, generator)
+        # A base without a prior of its own is told this one.
+        answer = self.base.given(prior).aggregate(rows, state, context, generator)
         vector, box = project(rows, intervals, answer.vector)
         weights = answer.weights if box.moved == 0 else None
         return dataclasses.replace(answer, vector=vector, weights=weights, box=box)
