@@ -28,7 +28,8 @@ def brute(values: torch.Tensor, prior: HonestPrior, beta: float, c: float, steps
     family, x = prior.support(), values.numpy()
     r = np.array([((x[mask] - x[mask].mean(0)) ** 2).sum() for mask in family.honest])
     size, left = family.sizes, family.n - family.sizes
-    known = (size > 1) & (r > 0)
+    # Sets of more than half of the rows, or of probability 0.01 at least, start the scale.
+    known = (size > 1) & (r > 0) & ((size > family.n / 2) | (np.exp(family.log_prob) >= 0.01))
     scale = (r[known] / (size[known] - 1)).min()
     for step in range(steps + 1):
         logs = family.log_prob - beta / 2 * (r / scale + c * left)
@@ -86,6 +87,49 @@ def test_forty_per_cent_of_the_rows_may_be_far_away(far: float) -> None:
     assert float(answer.scores[:4].max()) < 1e-3
     assert float(answer.scores[4:].min()) > 0.9
     torch.testing.assert_close(answer.vector, values[4:].mean(0), atol=0.2, rtol=0)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-6, 0.1])
+@pytest.mark.parametrize("most", [100_000, 10])
+def test_two_rows_that_agree_are_not_all_that_is_honest(gap: float, most: int) -> None:
+    """They were when the tightest of all sets said how much honest rows vary."""
+    values = rows(10, 20)
+    values[0] = 3.0
+    values[1] = 3.0 + gap
+    answer = PosteriorMean(Independent(0.1, clients=10), most=most).aggregate(values)
+    assert answer.scores is not None
+    assert float(answer.scores[:2].max()) < 0.01
+    assert float(answer.scores[2:].min()) > 0.9
+    # A small set that is likely by itself does say so: twelve of twenty may be bad.
+    many = rows(20, 20)
+    many[:12] += 5.0
+    told = Explicit(20, bad=((), tuple(range(12)), (12, 13, 14, 15)), p=(0.6, 0.2, 0.2))
+    torch.testing.assert_close(PosteriorMean(told, most=max(most, 3))(many), many[12:].mean(0))
+
+
+def test_what_a_lone_row_moves_is_bounded() -> None:
+    """A single client may be all that is honest, with some tiny probability: times 1e30 that would be much."""
+    prior = Independent(0.2, clients=8)
+    values = rows()
+    usual = PosteriorMean(prior)(values)
+    for far in (1e5, 1e8, 1e30):
+        values[0] = far
+        moved = PosteriorMean(prior).aggregate(values)
+        assert float((moved.vector - usual).norm()) < 2
+        assert set(moved.excluded) == ({0} if far > 1e6 else set())
+
+
+@pytest.mark.parametrize("far", [1.0, 1e3, 1e8, 1e12, 1e30])
+def test_chains_keep_their_digits_when_rows_far_away_leave(far: float) -> None:
+    values = rows(8, 4)
+    values[:3] *= torch.tensor([[far], [-far], [far]], dtype=torch.float64)
+    values[3:] += 0.5
+    distances = ((values[:, None] - values) ** 2).sum(2).numpy()
+    prior, model = Independent(0.2, clients=8), Model(4.0, 2.0, 5)
+    drawn = gibbs(distances, prior, model, 4_000, np.random.default_rng(0))
+    family = prior.support()
+    found = posterior(distances, family.honest, family.log_prob, model)
+    np.testing.assert_allclose(drawn.honest.mean(0), found.p @ family.honest, atol=0.1)
 
 
 def test_an_unusable_row_is_known_to_be_bad() -> None:
@@ -199,6 +243,62 @@ def test_sets_of_one_size_have_a_constant_in_the_limit() -> None:
             assert error <= allowed * (1 + 1e-6) + 1e-12
             worst = max(worst, error / allowed if allowed > 0 else 0.0)
     assert worst > 0.2
+
+
+@pytest.mark.parametrize("c", [0.5, 2.0, 8.0])
+def test_sets_of_different_sizes_have_a_larger_constant_in_the_limit(c: float) -> None:
+    """sd_T^2 <= g sd_S^2 with g = |S|/|T| max(1, 1 + c (|T|-|S|)/(|S|-1)) where S may set the scale (docs/pma.md)."""
+    draws, held = np.random.default_rng(0), 0
+    for _ in range(200):
+        n = 7
+        honest = np.ones((4, n), dtype=np.bool_)
+        for row in honest:
+            row[draws.permutation(n)[: draws.integers(0, 4)]] = False
+        family = Family.uniform(np.unique(honest, axis=0))
+        rho, sizes = family.rho(), family.sizes
+        x = torch.from_numpy(draws.normal(size=(n, 1)) * 10.0 ** draws.integers(-2, 3, size=(n, 1)))
+        answer = PosteriorMean(family, beta=1e12, exclusion=c, em_steps=0).aggregate(x)
+        assert answer.scores is not None
+        chosen = np.flatnonzero((family.honest == (answer.scores.numpy() > 0.5)).all(1))
+        if len(chosen) != 1 or float(answer.scores.min()) not in (0.0, 1.0):
+            continue
+        t, held = int(chosen[0]), held + 1
+        for k, mask in enumerate(family.honest):
+            more = max(0, sizes[t] - sizes[k])
+            g = sizes[k] / sizes[t] * (1 + c * more / (sizes[k] - 1))
+            error = float((answer.vector - x[mask].mean(0)).square().sum())
+            allowed = (math.sqrt(rho[k]) + math.sqrt(rho[t] * g)) ** 2 * float(x[mask].var(0, correction=0).sum())
+            assert error <= allowed * (1 + 1e-6) + 1e-12
+    assert held > 150
+
+
+def test_four_rho_is_not_a_constant_for_sets_of_different_sizes() -> None:
+    """All n against S of size k: bad rows within a^2 < c n/k R_S/(k-1) of S's mean are taken for honest."""
+    n, k, c = 20, 8, 8.0
+    x = rows(n, 6)
+    x[:k] -= x[:k].mean(0)
+    family = Explicit(n, bad=((), tuple(range(k, n))), p=(0.5, 0.5)).support()
+    small, spread = x[:k], float(x[:k].square().sum())
+    x[k:] = 0.0
+    x[k:, 0] = math.sqrt(0.999 * c * n / k * spread / (k - 1))
+    answer = PosteriorMean(family, beta=1e6, exclusion=c)(x)
+    kappa = float((answer - small.mean(0)).square().sum()) / (spread / k)
+    assert kappa == pytest.approx(0.999 * c * (n - k) ** 2 / (n * (k - 1)))
+    assert kappa > 4 * family.rho().max()
+    # Rows that agree to the last digit say nothing of the scale: there is no constant at all.
+    x[:k] = 0.0
+    assert float(PosteriorMean(family, beta=1e6, exclusion=c)(x).norm()) > 1
+
+
+def test_how_many_rows_that_agree_are_believed() -> None:
+    """k equal rows of n cost c (n-k), the others n-k-1 + c k: believed from k > ((c-1) n + 1) / (2c - 1)."""
+    values = rows(16, 400)
+    for k in range(2, 9):
+        values[:k] = 3.0
+        scores = PosteriorMean(Independent(0.3, clients=16)).aggregate(values).scores
+        assert scores is not None
+        believed = bool(scores[0] > 0.5)
+        assert believed == (k > (16 + 1) / 3), k
 
 
 def test_tables() -> None:

@@ -13,6 +13,8 @@ from bezoar.priors.family import Floats, Masks
 
 #: Chains that run side by side.
 CHAINS = 20
+#: Sums are computed anew where no more than this share of the largest one since the last time is left.
+LOST = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +53,13 @@ def gibbs(
     A sweep visits all rows in random order: each becomes honest or bad with its conditional probability, which takes
     O(m) a chain, as R_S changes by a rank-one term. Besides, each sweep proposes to every chain a fresh draw from the
     prior (a Metropolis step), which reaches sets that differ by more than one client, such as whole groups. There are
-    :data:`CHAINS` chains and ``sweeps`` sweeps over all of them: a third is thrown away, and s^2 is fitted in that
-    part. ``start`` are the sets that chains were in before.
+    :data:`CHAINS` chains and ``sweeps`` sweeps over all of them: a third, or half if it takes more, is thrown away, and
+    in the first of these sweeps s^2 is fitted as often as the model says. ``start`` are the sets that chains were in
+    before.
     """
     m = len(distances)
     rounds = max(2, -(-sweeps // CHAINS))
-    burn = max(1, rounds // 3)
+    burn = max(1, rounds // 3, min(model.steps, rounds // 2))
     scale = half_scale(distances)
     chain = _Chains(distances, prior, model, start if start is not None else prior._draw_some(CHAINS, rng))
     kept = []
@@ -65,13 +68,13 @@ def gibbs(
             chain.propose(prior._draw_some(len(chain.honest), rng), scale, rng)
         for i in rng.permutation(m):
             chain.flip(int(i), scale, rng)
-        if sweep < burn:
+        if sweep >= burn:
+            kept.append(chain.honest.copy())
+        elif sweep < model.steps:
             r, sizes = chain.scatter(), chain.honest.sum(1)
             degrees = float((sizes - 1).sum())
             fitted = float(r.sum()) / degrees if degrees > 0 else scale
             scale = fitted if fitted > TINY else scale
-        else:
-            kept.append(chain.honest.copy())
     return Drawn(np.concatenate(kept), scale, chain.honest.copy())
 
 
@@ -81,13 +84,16 @@ class _Chains:
     def __init__(self, distances: Floats, prior: HonestPrior, model: Model, honest: Masks) -> None:
         self.distances, self.prior, self.model = distances, prior, model
         self.honest = honest.copy()
-        self._measure()
+        self.towards = np.empty(honest.shape)
+        self.within, self.largest = np.empty(len(honest)), np.empty(len(honest))
+        self._measure(np.ones(len(honest), dtype=np.bool_))
 
-    def _measure(self) -> None:
-        members = self.honest.astype(np.float64)
-        self.towards = members @ self.distances
-        self.within = np.einsum("ci,ci->c", self.towards, members) / 2
-        self.log_prior = self.prior._log_mass(self.honest)
+    def _measure(self, chains: NDArray[np.bool_]) -> None:
+        """Compute the sums of some chains [c] from their sets."""
+        members = self.honest[chains].astype(np.float64)
+        self.towards[chains] = members @ self.distances
+        self.within[chains] = np.einsum("ci,ci->c", self.towards[chains], members) / 2
+        self.largest[chains] = self.within[chains]
 
     def scatter(self) -> Floats:
         return np.asarray(self.within / np.maximum(self.honest.sum(1), 1))
@@ -104,7 +110,7 @@ class _Chains:
         inside = self.honest[:, i]
         sizes = self.honest.sum(1) - inside
         without = self.within - inside * self.towards[:, i]
-        with_it = without + self.towards[:, i]
+        with_it = np.where(inside, self.within, without + self.towards[:, i])
         sets = np.concatenate([self.honest, self.honest])
         sets[: len(inside), i] = True
         sets[len(inside) :, i] = False
@@ -119,7 +125,11 @@ class _Chains:
         self.within = np.where(now, with_it, without)
         self.towards += change[:, None] * self.distances[i]
         self.honest[:, i] = now
-        self.log_prior = np.where(now, yes, no)
+        self.largest = np.maximum(self.largest, self.within)
+        # A row far from the others has left: what the sums hold now is rounding of what they held.
+        lost = (self.within <= LOST * self.largest) & (self.largest > 0)
+        if lost.any():
+            self._measure(lost)
 
     def propose(self, fresh: Masks, scale: float, rng: np.random.Generator) -> None:
         """A Metropolis step to draws from the prior: what decides is the likelihood alone."""
@@ -130,4 +140,4 @@ class _Chains:
         taken = np.log(rng.random(len(before))) < before - after
         if taken.any():
             self.honest[taken] = fresh[taken]
-            self._measure()
+            self._measure(taken)

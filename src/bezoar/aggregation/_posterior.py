@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bezoar.priors.family import Floats, Masks
 
 #: A scale below this is none: all rows of every set are equal.
 TINY = 1e-300
+#: Sets of half of the rows or fewer must be as likely as this to begin with, or they do not set the first scale.
+LIKELY = 0.01
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,19 @@ def twins(distances: Floats, honest: Masks, scale: float) -> Floats:
     return found
 
 
-def first_scale(r: Floats, sizes: NDArray[np.int64]) -> float:
-    """The least positive R_S/(|S|-1) of sets of two or more; 0 if there is none."""
-    known = (sizes > 1) & (r > 0)
-    return float((r[known] / (sizes[known] - 1)).min()) if known.any() else 0.0
+def first_scale(r: Floats, honest: Masks, log_prior: Floats) -> float:
+    """The least positive R_S/(|S|-1) of sets of two or more rows; 0 if there is none.
+
+    Sets count that hold more than half of the rows, or that are likely without them (:data:`LIKELY`); others only if
+    there is no such. Otherwise any two rows that nearly agree would say how much honest ones vary, wherever the prior
+    gives some chance that these two are all that is honest.
+    """
+    sizes = honest.sum(1)
+    found = np.divide(r, sizes - 1, out=np.full(len(r), np.inf), where=(sizes > 1) & (r > 0))
+    known = found[(2 * sizes > honest.shape[1]) | (normalised_exp(log_prior) >= LIKELY)]
+    least = float(known.min(initial=np.inf))
+    least = least if math.isfinite(least) else float(found.min())
+    return least if math.isfinite(least) else 0.0
 
 
 def normalised_exp(logs: Floats) -> Floats:
@@ -78,14 +88,14 @@ def posterior(
     .. math:: \pi_S \propto \mu(S) e^{-\frac\beta2 (R_S/s^2 + c|B_S|)},\quad
         s^2 \leftarrow \frac{\sum_S \pi_S R_S}{\sum_S \pi_S (|S| - 1)}
 
-    s^2 starts at the least R_S/(|S|-1) that is positive. ``distances`` [m, m] are squared. ``known`` is a past
+    s^2 starts at the least R_S/(|S|-1) of sets that may say so (:func:`first_scale`). ``distances`` [m, m] are squared. ``known`` is a past
     log-likelihood [K] and how much it counts against the new one (the temporal form): both enter the posterior and the
     fit of s^2.
     """
     sizes = honest.sum(1)
     bad = honest.shape[1] - sizes
     r = scatter(distances, honest)
-    scale = first_scale(r, sizes)
+    scale = first_scale(r, honest, log_prior)
     if scale <= TINY:
         # All rows of all sets agree: there is nothing to be learnt from them but how many are left out.
         loglik = -0.5 * model.beta * model.exclusion * bad.astype(np.float64)

@@ -36,13 +36,13 @@ class PosteriorMean(Rule):
 
     The model: honest updates are Gaussian about their mean with variance s^2 in each of beta effective coordinates, a
     bad one may be anything and costs ``exclusion`` (c) in units of s^2. s^2 is fitted in ``em_steps`` steps, from the
-    least R_S/(|S|-1) of all sets. beta -> 0 gives the prior mean, beta -> infinity the likeliest set alone. The sets
-    are those of ``prior`` (an experiment's own if left out) up to the probability ``delta`` and ``most`` in number;
-    where there are more, ``sweeps`` Gibbs sweeps draw from all of them, seeded by the round, chains going on where they
-    were. ``memory`` (gamma) averages log-likelihoods over rounds, l_t = gamma l_{t-1} + (1 - gamma) l(x_t): sharper,
-    but lasting differences between honest clients add up, too, so 1 is refused. ``sybils`` is the cost of two rows that
-    are closer than honest ones would be (equal ones in full, none from a tenth of the usual distance). The scores are
-    the probabilities that clients are honest.
+    least R_S/(|S|-1) of the sets that hold more than half of the rows or are likely by themselves. beta -> 0 gives the
+    prior mean, beta -> infinity the likeliest set alone. The sets are those of ``prior`` (an experiment's own if left
+    out) up to the probability ``delta`` and ``most`` in number; where there are more, ``sweeps`` Gibbs sweeps draw from
+    all of them, seeded by the round, chains going on where they were. ``memory`` (gamma) averages log-likelihoods over
+    rounds, l_t = gamma l_{t-1} + (1 - gamma) l(x_t): sharper, but lasting differences between honest clients add up,
+    too, so 1 is refused. ``sybils`` is the cost of two rows that are closer than honest ones would be (equal ones in
+    full, none from a tenth of the usual distance). The scores are the probabilities that clients are honest.
 
     Tolerates: nothing for certain. Bad rows that vary less than honest ones do are believed (docs/pma.md); put it into
         SIP, or take guarded-sip.
@@ -86,11 +86,6 @@ class PosteriorMean(Rule):
                 f"{self.name}: memory must be at least 0 and below 1, got {self.memory}: with 1 nothing is learnt, and "
                 f"near it lasting differences between honest clients count as much as attacks"
             )
-
-    @property
-    def huge(self) -> float | None:
-        # A row that is far from all others is what the posterior is for.
-        return None
 
     @property
     def model(self) -> Model:
