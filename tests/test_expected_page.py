@@ -109,6 +109,9 @@ def test_a_default_that_is_not_the_best_is_said_to_be_so(script: ModuleType, tmp
     assert "**Guarded SIP, as it is set by default, is not the best choice**" in text
     assert "that of posterior mean is x" in text
     assert "of the new rules it has the least regret" not in text
+    assert "**8 seeds can not show a loss**" in text
+    assert "that lose: too few seeds to say" in text
+    assert "too few seeds to tell rules apart" in text
 
 
 def test_without_records_the_page_says_so(script: ModuleType, tmp_path: Path) -> None:
