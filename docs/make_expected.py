@@ -291,6 +291,10 @@ def _when(boards: Mapping[str, Board]) -> Iterable[str]:
         return
     yield "## What to use when\n"
     yield "Least regret of all rules, and regret of guarded SIP beside it. “x 1.3”: 1.3 times the loss of the best.\n"
+    yield (
+        "“Guarded SIP” in these runs falls back on its own base, as it was first proposed. Its default now falls back "
+        f"on the geometric median: recipe `{GUARD}`, below, says why.\n"
+    )
     yield from markdown.advice(situations, GUARDED)
     yield markdown.default(dict(situations).get(EITHER, []), GUARDED, NEW)
 
