@@ -23,12 +23,14 @@ from bezoar.aggregation import (
     Mean,
     Median,
     Part,
+    PriorMean,
     Rule,
     SignVote,
     Sums,
     TrimmedMean,
 )
 from bezoar.experiments.defence import defence
+from bezoar.priors import Groups
 from bezoar.servers import SparseFed
 from bezoar.updates.base import Needs
 
@@ -61,6 +63,16 @@ def mean(clients: Behind, context: Context) -> Tensor:
 def weighted_mean(clients: Behind, context: Context) -> Tensor:
     both = clients.total(lambda x, w: torch.cat([w * x, w[None]]))
     return both[:-1] / both[-1]
+
+
+#: Two groups that fall with different probabilities: weights are not equal.
+TOLD = Groups((4, N - 4), p=(0.1, 0.4))
+
+
+def told(clients: Behind, context: Context) -> Tensor:
+    """Every client knows its own public weight."""
+    own = iter(TOLD.weights().tolist())
+    return clients.total(lambda x, w: next(own) * x)
 
 
 def clipped_mean(clients: Behind, context: Context) -> Tensor:
@@ -120,6 +132,7 @@ def grouped_median(clients: Behind, context: Context) -> Tensor:
 PROTOCOLS: list[tuple[Rule, Callable[[Behind, Context], Tensor], Sums, int]] = [
     (Mean(), mean, Sums.ONE, 1),
     (Mean(weighted=True), weighted_mean, Sums.ONE, 1),
+    (PriorMean(TOLD), told, Sums.ONE, 1),
     (Clip(1.5) >> Mean(), clipped_mean, Sums.ONE, 1),
     (SignVote(), votes, Sums.ONE, 1),
     (FLTrust(), trust, Sums.ONE, 1),

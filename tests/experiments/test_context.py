@@ -324,6 +324,8 @@ def buildable() -> list[str]:
 def table(name: str, f: int) -> list[Any]:
     known = {spec.name for spec in dataclasses.fields(RULES[name])}  # type: ignore[arg-type]
     part = {"kind": name, **({"f": f} if "f" in known else {}), **({"radius": 1.0} if name == "clip" else {})}
+    if "prior" in known:
+        part["prior"] = {"kind": "independent", "p": 0.01}
     return [part, "mean"] if issubclass(RULES[name], Mixing) else [part]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation._candidates import Candidates, about, check_prior, needed, places, prior_field
-from bezoar.aggregation.base import Aggregate, Constant, Context, Rule, State
+from bezoar.aggregation.base import Aggregate, Constant, Context, Rule, State, Sums
 from bezoar.errors import ConfigError
 from bezoar.priors import Family
 from bezoar.updates.base import Needs, Updates
@@ -27,6 +27,7 @@ class PriorMean(Rule):
     where all clients are alike. In a cohort they are those of its clients, given that unusable rows' clients are bad.
 
     Tolerates: no bad rows.
+    Sums: weights are public, so every client scales its update itself; clients that drop out change them.
     Cost: one weighted mean; the weights once per cohort.
     Constant: n sum w_i^2 - 1 without bad rows (0 where all weights are equal), else none.
     Peers: none of ByzFL, Blades and FLPoison has it.
@@ -40,6 +41,7 @@ class PriorMean(Rule):
 
     prior: Candidates | None = prior_field()  # noqa: RUF009
     needs: ClassVar[Needs] = Needs.NONE
+    sums: ClassVar[Sums | None] = Sums.ONE
     spare: ClassVar[bool] = True
     by_client: ClassVar[bool] = True
 

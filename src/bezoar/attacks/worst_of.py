@@ -119,7 +119,7 @@ def _principal(away: Tensor) -> Tensor:
 
 def _deviation(view: Updates, vectors: Tensor, mean: Tensor, defence: Rule, context: AttackContext) -> float:
     """How far the rule's answer is from the honest mean; -1 where it would give up on the round."""
-    rows = DenseUpdates(*_merged(view, vectors, context.clients))
+    rows = DenseUpdates(*_merged(view, vectors, context.clients), layout=view.layout)
     try:
         answer = defence.aggregate(
             rows, dict(context.rule_state), context.server_context, generator(context.seed, "worst of", context.round)
