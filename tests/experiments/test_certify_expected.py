@@ -74,6 +74,38 @@ def test_the_outcome_is_the_guarantee_with_the_frontiers_of_the_run(tmp_path: Pa
     assert (tmp_path / "out" / "frontier.png").stat().st_size > 1000
 
 
+def test_weight_decay_is_part_of_what_is_bounded() -> None:
+    """Gradients hold it, it is the PL constant of softmax regression, and split decay is that of a round's share."""
+    for split, value in ((False, 0.05), (True, 0.05 / 8)):
+        experiment = clean(tiny(clients={"kind": "gradient", "weight_decay": 0.05, "split_decay": split}))
+        setup = prepare(experiment, None, torch.device("cpu"))
+        theta = setup.weights.double().clone()
+        plain = prepare(clean(tiny()), None, torch.device("cpu"))
+        dataset = plain.federation.dataset
+        rows, owners = plain.federation.samples_of(np.arange(8))
+        inputs, targets = dataset.batch(dataset.train, rows), dataset.train.targets[torch.from_numpy(rows)]
+        own = client_gradients(plain.model, cross_entropy, inputs, targets, torch.from_numpy(owners))
+        wanted = own.materialise().double() + value * theta
+        np.testing.assert_allclose(grams(setup, 1)[0], (wanted @ wanted.T).numpy(), rtol=1e-4, atol=1e-6)
+        record = method("expected")(Request(experiment)).record
+        assert record["mu"] == pytest.approx(value)
+        assert method("expected")(Request(experiment, options={"mu": 0.3})).record["mu"] == 0.3
+    # Not convex: nothing is known.
+    hidden = tiny(model={"name": "mlp"}, clients={"kind": "gradient", "weight_decay": 0.05})
+    assert method("expected")(Request(hidden)).record["mu"] is None
+
+
+def test_the_adversarys_prior_serves_as_well_and_what_it_rests_on_is_told() -> None:
+    prior = TABLE["prior"]
+    table = {**TABLE, "adversary": {"prior": prior}, "sampling": {"kind": "uniform", "cohort": 7}}
+    del table["prior"]
+    outcome = method("expected")(Request(Experiment.from_table(table), options={"mu": 1e-6}))
+    assert outcome.record["breakdown"] == pytest.approx(method("expected")(Request(tiny())).record["breakdown"])
+    assert any(text.startswith("Vacuous as a number: the untrained model's loss is 2.") for text in outcome.words)
+    assert any("only 7 of 8 clients" in text for text in outcome.words)
+    assert not any("Vacuous" in text for text in method("expected")(Request(tiny(), options={"mu": 1e6})).words)
+
+
 def test_a_rule_that_promises_nothing_is_called_vacuous() -> None:
     outcome = method("expected")(Request(tiny(defence={"pipeline": ["bayes-mean"], "server": "sgd"})))
     assert outcome.words[0].startswith("Vacuous")

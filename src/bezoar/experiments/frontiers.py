@@ -23,16 +23,23 @@ def clean(experiment: Experiment) -> Experiment:
     return experiment.without_attack()
 
 
+def decay(experiment: Experiment) -> float:
+    """What the model is multiplied by when clients add it to their gradient: they minimise L_i + decay/2 |theta|^2."""
+    clients = experiment.clients
+    return clients.weight_decay / (experiment.sampling.cohort if clients.split_decay else 1)
+
+
 def grams(setup: Setup, rounds: int, every: int = 1) -> NDArray[np.float64]:
     r"""<g_i, g_j> of the gradients of all clients [T, n, n] at the models of the first ``rounds`` rounds.
 
     The model in ``setup``, of an experiment without attack (:func:`clean`), is trained by the experiment's own defence;
     gradients are looked at every ``every`` rounds, each on all of its client's samples whatever the experiment's
-    batches are, so that there is no noise in them.
+    batches are, so that there is no noise in them. Weight decay is part of them (:func:`decay`).
     """
     experiment = setup.experiment
     assert experiment.attack is None
-    whole = replace(setup, experiment=experiment.model_copy(update={"clients": Gradient()}))
+    clients = Gradient(weight_decay=decay(experiment))
+    whole = replace(setup, experiment=experiment.model_copy(update={"clients": clients}))
     everyone = np.arange(setup.federation.n)
     nobody = np.empty(0, dtype=np.int64)
     state, found = State(), []

@@ -16,8 +16,11 @@ from bezoar.certify.choose_f import best_f
 from bezoar.certify.expected import ExpectedGuarantee, by_count, expected_guarantee
 from bezoar.certify.frontier import Frontier, Looks
 from bezoar.errors import ConfigError, nearest
+from bezoar.experiments.certificates._facts import is_softmax_regression
 from bezoar.experiments.certificates.base import Outcome, Request
-from bezoar.experiments.frontiers import clean, grams
+from bezoar.experiments.config import Experiment
+from bezoar.experiments.frontiers import clean, decay, grams
+from bezoar.experiments.losses import client_losses
 from bezoar.experiments.setup import prepare
 from bezoar.priors import HonestPrior
 from bezoar.reports.style import INK, MUTED, SERIES, Panel, Plot
@@ -33,8 +36,9 @@ def certify(request: Request) -> Outcome:
     """The expected bound and the probability that nothing is promised, by number of bad clients.
 
     The experiment is run without its attack; what gradients were at its models gives the (G_S, B_S) of every honest
-    set: empirical, and about these models only. Options: ``mu`` (the PL constant of the honest losses, if it is known;
-    else squared gradient norms are bounded), ``every`` (rounds between two looks), ``draws`` (honest sets, where there
+    set: empirical, and about these models only. Options: ``mu`` (the PL constant of the honest losses, weight decay
+    included; by default the decay itself for softmax regression, whose losses are convex; where none is known squared
+    gradient norms are bounded), ``every`` (rounds between two looks), ``draws`` (honest sets, where there
     are too many), ``cost`` (what is lost where nothing is promised: chooses f).
 
     Raises:
@@ -51,29 +55,38 @@ def certify(request: Request) -> Outcome:
         assert prior is not None
         rule = setup.experiment.defence.pipeline
         rule.given(prior).check(setup.federation.n)
+        mu = options["mu"]
+        if mu is None and is_softmax_regression(setup.model):
+            mu = decay(experiment) or None
         request.progress(f"training without attack, {experiment.rounds} rounds")
+        # With the decay, as it is part of what is bounded; no loss is below 0.
+        start = float(client_losses(setup).mean()) + decay(experiment) / 2 * float(
+            setup.weights.double().square().sum()
+        )
         looks = grams(setup, experiment.rounds, int(options["every"]))
     look = Looks(looks)
-    found = expected_guarantee(rule, prior, look, mu=options["mu"], draws=int(options["draws"]), seed=experiment.seed)
+    found = expected_guarantee(rule, prior, look, mu=mu, draws=int(options["draws"]), seed=experiment.seed)
     chosen = None
     if options["cost"] is not None and rule.tolerated is not None and by_count(rule):
         chosen = best_f(
-            partial(_declared, rule), prior, float(options["cost"]), look, mu=options["mu"],
+            partial(_declared, rule), prior, float(options["cost"]), look, mu=mu,
             draws=int(options["draws"]), seed=experiment.seed,
         )  # fmt: skip
     everyone = look(np.ones(prior.n or 0, dtype=np.bool_))
-    words = tuple(_words(found, rule, prior, options["mu"], chosen is not None))
-    tables = [_table(found, options["mu"])]
+    words = tuple(_words(found, rule, prior, mu, chosen is not None, experiment, start))
+    tables = [_table(found, mu)]
     record: dict[str, Any] = {
         "method": "expected",
         "reading": found.reading.value,
         "rule": rule.name,
         "clients": prior.n,
-        "mu": options["mu"],
+        "mu": mu,
+        "start_loss": start,
         "value": found.value,
         "given": None if math.isnan(found.given) else found.given,
         "half_width": found.half_width,
         "breakdown": found.breakdown,
+        "breakdown_half_width": found.breakdown_half_width,
         "unseen": found.unseen,
         "rows": [
             {"bad": q, "probability": p, "kappa_least": least, "kappa_largest": most, "bound": mean}
@@ -140,24 +153,48 @@ def _chosen_table(curve: Sequence[tuple[int, float, float, float]], f: int, quan
     return Table("choice-of-f", "The declared f", columns, rows)
 
 
-def _words(found: ExpectedGuarantee, rule: Rule, prior: HonestPrior, mu: float | None, chose: bool) -> list[str]:
-    what = "excess loss L_S - min L_S" if mu is not None else "mean squared gradient norm of L_S"
+def _words(
+    found: ExpectedGuarantee,
+    rule: Rule,
+    prior: HonestPrior,
+    mu: float | None,
+    chose: bool,
+    experiment: Experiment,
+    start: float,
+) -> list[str]:
+    what = "mean squared gradient norm of L_S" if mu is None else f"excess loss L_S - min L_S (mu = {mu:g})"
     words = []
     if found.breakdown >= 1 - 1e-12:
         words.append(f"Vacuous: {rule.name} promises nothing for any honest set of this prior.")
     else:
-        about = f" +- {found.half_width:.2g}" if found.half_width else ""
+        # The interval is that of what is promised times its probability.
+        held = found.value / found.given if found.value else 1.0
+        about = f" +- {found.half_width / held:.2g}" if found.half_width > 1e-12 * found.value else ""
+        chance = f" +- {found.breakdown_half_width:.2%}" if found.breakdown_half_width > 1e-12 else ""
         words.append(
             f"Expected {what} over who is honest (reading R1): at most {found.given:.4g}{about} beside what is left of "
             f"the start, given that {rule.name} promises anything; it promises nothing with probability "
-            f"{found.breakdown:.2%}."
+            f"{found.breakdown:.2%}{chance}."
         )
+        if mu is not None and found.given >= start:
+            words.append(
+                f"Vacuous as a number: the untrained model's loss is {start:.3g}. Rules may still be compared by it."
+            )
     if found.unseen > 1e-9:
         words.append(f"Numbers of bad clients of probability {found.unseen:.2%} were never drawn and are in neither.")
     words.append(
         "It rests on the empirical (G_S, B_S) of the models that a run without attack visited, on full gradients of "
         "all clients, and on steps of at most 1/L without momentum."
     )
+    if decay(experiment):
+        words.append(
+            f"The losses are those that are trained on: with {decay(experiment):g}/2 |theta|^2 of weight decay."
+        )
+    if experiment.sampling.cohort < (prior.n or 0):
+        words.append(
+            f"But only {experiment.sampling.cohort} of {prior.n} clients are in a round of this experiment: what is "
+            "promised is promised of rounds with all of them."
+        )
     if chose and found.half_width:
         words.append("f was chosen by draws.")
     if not by_count(rule) and prior.n is not None:
@@ -181,8 +218,17 @@ def _draw(figure: FigureBase, look: Frontier) -> None:
     for b, shade in ((0.0, MUTED), (1.0, INK)):
         g = look.squared(b)
         axes.plot(ends, g + b * b * ends, color=shade, lw=0.8)
-        axes.annotate(f"B = {b:g}", (top, g + b * b * top), xytext=(-4, 3), textcoords="offset points", ha="right",
-                      fontsize=7, color=shade)  # fmt: skip
+        # The flat line is above the other one at the left, and below it at the right if they cross.
+        x, side = (top, -4) if b else (0.0, 4)
+        axes.annotate(
+            f"B = {b:g}",
+            (x, g + b * b * x),
+            xytext=(side, 3),
+            textcoords="offset points",
+            ha="right" if b else "left",
+            fontsize=7,
+            color=shade,
+        )
     axes.set_xlim(0, top * 1.03)
     axes.set_ylim(0, None)
     axes.set_xlabel("squared norm of the mean gradient", labelpad=1)
