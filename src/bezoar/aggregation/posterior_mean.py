@@ -14,7 +14,7 @@ from bezoar import seeding
 from bezoar.aggregation._candidates import Candidates, about, check_prior, needed, places, prior_field, support
 from bezoar.aggregation._gibbs import gibbs
 from bezoar.aggregation._gram import normalised
-from bezoar.aggregation._posterior import Model, Posterior, posterior
+from bezoar.aggregation._posterior import Model, Posterior, counted, posterior
 from bezoar.aggregation.base import Aggregate, Context, Rule, State, check_count
 from bezoar.errors import ConfigError
 from bezoar.priors import Family, HonestPrior
@@ -129,14 +129,15 @@ class PosteriorMean(Rule):
                     f"another prior"
                 )
             known = past.numpy()[possible], self.memory
-        found = posterior(distances, sets[possible], family.log_prob[possible], self.model, known)
+        sets = sets if possible.all() else sets[possible]
+        found = posterior(distances, sets, family.log_prob[possible], self.model, known)
         after: State = {}
         if self.memory:
             # Sets that are out this round keep what was known of them.
             memory = np.zeros(len(family)) if past is None else past.numpy().copy()
             memory[possible] = found.log_likelihood - found.log_likelihood.max()
             after = {"log_likelihood": torch.from_numpy(memory)}
-        weights, honest = mean_weights(found, sets[possible])
+        weights, honest = mean_weights(found, sets)
         return weights, honest, after
 
     def _drawn(
@@ -181,7 +182,7 @@ def check_model(owner: str, beta: float, exclusion: float, steps: int) -> None:
 def mean_weights(found: Posterior, sets: Masks) -> tuple[Floats, Floats]:
     """What rows weigh in the posterior mean, and how likely they are to be honest: both [m]."""
     members = sets.astype(np.float64)
-    weights = (found.p / members.sum(1)) @ members
+    weights = (found.p / counted(members)) @ members
     honest = found.p @ members
     return weights, honest
 
@@ -191,6 +192,8 @@ def within(family: Family, clients: tuple[int, ...], hostile: tuple[int, ...]) -
 
     Those with a hostile client may not, unless all have one; those without a client here say nothing.
     """
+    if clients == tuple(range(family.n)):
+        return family.honest, np.ones(len(family), dtype=np.bool_)
     sets = np.ascontiguousarray(family.honest[:, list(clients)])
     possible: Masks = np.asarray(sets.any(1))
     if hostile:
