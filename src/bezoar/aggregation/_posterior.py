@@ -92,9 +92,9 @@ def posterior(
     .. math:: \pi_S \propto \mu(S) e^{-\frac\beta2 (R_S/s^2 + c|B_S|)},\quad
         s^2 \leftarrow \frac{\sum_S \pi_S R_S}{\sum_S \pi_S (|S| - 1)}
 
-    s^2 starts at the least R_S/(|S|-1) of sets that may say so (:func:`first_scale`). ``distances`` [m, m] are squared. ``known`` is a past
-    log-likelihood [K] and how much it counts against the new one (the temporal form): both enter the posterior and the
-    fit of s^2.
+    s^2 starts at the least R_S/(|S|-1) of sets that may say so (:func:`first_scale`). ``distances`` [m, m] are squared.
+    ``known`` is a past log-likelihood [K] and how much it counts against the new one (the temporal form): both enter
+    the posterior and the fit of s^2.
     """
     sizes = counted(honest.astype(np.float64))
     bad = honest.shape[1] - sizes

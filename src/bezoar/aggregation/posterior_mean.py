@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -156,16 +157,16 @@ class PosteriorMean(Rule):
                 f"{self.name}: {what} needs sets that can be listed, at most {self.most}: raise most, or delta"
             )
         assert isinstance(prior, HonestPrior)
-        local = _local(prior, clients, hostile)
+        local, columns = _local(prior, clients, hostile)
         seed = seeding.derive(0, "posterior mean", context.round)
         if generator is not None:
             seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         last = state.get("chains")
         start = None
-        if last is not None and last.shape[1] == len(clients):
+        if last is not None and last.shape[1] == local.n:
             start = last.numpy().astype(np.bool_)
-            start = start if np.isfinite(local._log_mass(start)).all() else None
-        drawn = gibbs(distances, local, self.model, self.sweeps, np.random.default_rng(seed), start)
+            start = start if np.isfinite(local._log_weight(start)).all() else None
+        drawn = gibbs(distances, local, self.model, self.sweeps, np.random.default_rng(seed), start, columns)
         equal = Posterior(np.full(len(drawn.honest), 1 / len(drawn.honest)), drawn.scale, np.zeros(0))
         weights, honest = mean_weights(equal, drawn.honest)
         return weights, honest, {"chains": torch.from_numpy(drawn.last)}
@@ -215,9 +216,21 @@ def _listed(prior: Candidates, delta: float, most: int) -> Family | None:
 
 
 @lru_cache(maxsize=64)
-def _local(prior: HonestPrior, clients: tuple[int, ...], hostile: tuple[int, ...]) -> HonestPrior:
-    """The prior about the rows that are there, the hostile clients being bad."""
-    n = prior.n or len(clients) + len(hostile)
+def _local(
+    prior: HonestPrior, clients: tuple[int, ...], hostile: tuple[int, ...]
+) -> tuple[HonestPrior, tuple[int, ...]]:
+    """The prior about the rows that are there, the hostile clients being bad, and the rows' columns in it.
+
+    It is about all clients where the law of a part has no closed form: chains then draw the others as well.
+    """
+    everyone = tuple(range(prior.n or len(clients) + len(hostile)))
     if hostile:
-        prior = prior.given_bad(hostile)
-    return prior if tuple(range(n)) == clients else prior.among(clients)
+        # Where that is impossible, the prior is wrong about these clients.
+        with contextlib.suppress(ConfigError):
+            prior = prior.given_bad(hostile)
+    if clients != everyone:
+        try:
+            return prior.among(clients), tuple(range(len(clients)))
+        except ConfigError:
+            return prior, clients
+    return prior, everyone
