@@ -248,6 +248,8 @@ def _short(boards: Mapping[str, Board]) -> Iterable[str]:
                 ", ".join(f"{rule} {results.count(word)}" for rule, results in found.items() if word in results)
                 for word in ("wins", "loses")
             )
+            if not lost and markdown.few(regimes, len(BASELINES)):
+                lost = "too few seeds to say"
             yield (
                 f"- {where}, {says}, {markdown.counted(len(regimes), 'regime')}: new rules that win: {won or 'none'}; "
                 f"that lose: {lost or 'none'}."
@@ -289,6 +291,10 @@ def _when(boards: Mapping[str, Board]) -> Iterable[str]:
         return
     yield "## What to use when\n"
     yield "Least regret of all rules, and regret of guarded SIP beside it. “x 1.3”: 1.3 times the loss of the best.\n"
+    yield (
+        "“Guarded SIP” in these runs falls back on its own base, as it was first proposed. Its default now falls back "
+        f"on the geometric median: recipe `{GUARD}`, below, says why.\n"
+    )
     yield from markdown.advice(situations, GUARDED)
     yield markdown.default(dict(situations).get(EITHER, []), GUARDED, NEW)
 
@@ -303,7 +309,8 @@ def _verdict(name: str, title: str, board: Board | None, records: Records | None
     report = f"../results/{name}/report"
     for view, says in (("worst", "Worst over attacks"), ("mean", "Mean over attacks")):
         yield f"![{says}: rules and regimes]({report}/figures/expected_{view}.png)\n"
-    yield from markdown.results_table(_regimes(name, board), NEW, BASELINES)
+    new = [rule for rule in board.rules if rule not in BASELINES]
+    yield from markdown.results_table(_regimes(name, board), new, BASELINES)
     for task in dict.fromkeys(regime.labels.get(TASK, "") for regime in board.regimes):
         regimes = [regime for regime in board.regimes if regime.labels.get(TASK, "") == task]
         yield f"### {task}\n" if task else ""

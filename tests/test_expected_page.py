@@ -91,6 +91,7 @@ def test_verdicts_follow_from_records(script: ModuleType, results: Path) -> None
         "Under mimic the mean is better than the geometric median. | **confirmed** |",
         "diverged in 10 of 10",
         "of every rule that needs a majority. | **not run** |",
+        "Without an attack the least is 0.001 (mean): what training for so few rounds leaves.",
         "the median reaches 24.8% of it",
         "None exceeds it.",
     ):
@@ -108,6 +109,9 @@ def test_a_default_that_is_not_the_best_is_said_to_be_so(script: ModuleType, tmp
     assert "**Guarded SIP, as it is set by default, is not the best choice**" in text
     assert "that of posterior mean is x" in text
     assert "of the new rules it has the least regret" not in text
+    assert "**8 seeds can not show a loss**" in text
+    assert "that lose: too few seeds to say" in text
+    assert "too few seeds to tell rules apart" in text
 
 
 def test_without_records_the_page_says_so(script: ModuleType, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bezoar.certify.frontier import frontier, least_bound
+from bezoar.certify.frontier import frontier, least_bound, least_bounds
 from bezoar.expected import run
 from tests.expected.small import SOFTMAX, small
 
@@ -34,6 +34,29 @@ def test_bends_and_bound_are_those_of_a_fine_grid(pairs: list[tuple[float, float
     tried = kappa * whole[left > 1e-9] / (2 * mu * left[left > 1e-9])
     assert found.value <= tried.min() * (1 + 1e-9) + 1e-9
     assert found.residual >= (v - found.squared * u).max() - 1e-9
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(numbers, min_size=1, max_size=5), st.data(), st.floats(0.05, 3))
+def test_many_sets_at_once_have_the_bounds_of_each(
+    rows: list[list[tuple[float, float]]], data: st.DataObject, mu: float
+) -> None:
+    most = max(map(len, rows))
+    v, u = np.zeros((len(rows), most)), np.zeros((len(rows), most))
+    for i, pairs in enumerate(rows):
+        v[i, : len(pairs)], u[i, : len(pairs)] = np.array(pairs).T
+    kappas = np.array([data.draw(st.one_of(st.just(0.0), st.floats(1e-3, 9), st.just(math.inf))) for _ in rows])
+    found = least_bounds(kappas, mu, v, u)
+    for i, k in enumerate(kappas.tolist()):
+        one = least_bound(k, mu, v[i], u[i])
+        if one is None:
+            assert found[i] == math.inf
+        else:
+            # A bend may lie so close to 1 / kappa that the other way to write it leaves it out.
+            assert found[i] <= one.value * (1 + 1e-9) + 1e-12
+            squared, residual = frontier(v[i], u[i])
+            if not ((np.abs(1 - k * squared) <= 1e-9) & (residual < residual[0])).any():
+                assert found[i] >= one.value * (1 - 1e-9) - 1e-12
 
 
 def test_nothing_is_promised_without_a_finite_kappa() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bezoar.aggregation import PriorMean
 from bezoar.certify import expected_loss, worst_case_loss, worst_case_weights
-from bezoar.certify.objectives import stratified_sets
 from bezoar.errors import ConfigError
-from bezoar.priors import Explicit, Groups, Independent, Ising, Subsets
+from bezoar.priors import Explicit, Groups, Independent, Subsets
 
 finite = st.floats(-1e6, 1e6)
 
@@ -67,17 +69,26 @@ def test_subgradient_steps_with_the_worst_weights_descend_to_the_minimax() -> No
     assert min(seen) == pytest.approx(best, rel=1e-3)
 
 
-def test_drawn_sets_count_by_the_law_of_their_number_of_bad_clients() -> None:
-    prior = Groups((3, 3, 2), (0.5, 0.2, 0.1), 0.7)
-    honest, weights = stratified_sets(prior, 4000, 0)
-    law, bad = prior.bad_count(), (~honest).sum(1)
-    for q in np.unique(bad):
-        assert weights[bad == q].sum() == pytest.approx(law[q])
-    # Without a known law every draw counts the same.
-    ring = [(i, (i + 1) % 24, 0.3) for i in range(24)] + [(i, (i + 5) % 24, 0.3) for i in range(24)]
-    unknown = Ising(p=0.1, edges=tuple(ring), clients=24)
-    _, weights = stratified_sets(unknown, 50, 0)
-    assert weights == pytest.approx(1 / 50)
+def test_steps_by_the_prior_weighted_mean_minimise_the_expected_loss() -> None:
+    """Training on objective (2): with everybody honest prior-mean descends sum w_i L_i and nothing else."""
+    prior = Groups((3, 2, 1), p=(0.1, 0.3, 0.5))
+    draws = np.random.default_rng(2)
+    curvatures, centres = draws.uniform(0.5, 2, size=(6, 4)), draws.normal(size=(6, 4))
+    weights, theta = prior.weights(), np.zeros(4)
+    for _ in range(200):
+        rows = curvatures * (theta - centres)
+        step = PriorMean(prior)(torch.from_numpy(rows)).numpy()
+        np.testing.assert_allclose(step, weights @ rows, atol=1e-12)
+        theta = theta - 0.5 * step
+    best = (weights @ (curvatures * centres)) / (weights @ curvatures)
+    np.testing.assert_allclose(theta, best, atol=1e-9)
+
+    def loss(point: Any) -> float:
+        return expected_loss((curvatures * (point - centres) ** 2).sum(1) / 2, prior)
+
+    assert all(loss(theta) <= loss(theta + 0.01 * draws.normal(size=4)) for _ in range(20))
+    plain = centres.mean(0)
+    assert loss(theta) < loss(plain) - 1e-3
 
 
 @pytest.mark.parametrize(

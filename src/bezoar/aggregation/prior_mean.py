@@ -28,7 +28,7 @@ class PriorMean(Rule):
 
     Tolerates: no bad rows.
     Cost: one weighted mean; the weights once per cohort.
-    Constant: 0 without bad rows where all weights are equal, else none.
+    Constant: n sum w_i^2 - 1 without bad rows (0 where all weights are equal), else none.
     Peers: none of ByzFL, Blades and FLPoison has it.
     Reference: the posterior mean as beta -> 0 (posterior-mean).
 
@@ -55,8 +55,9 @@ class PriorMean(Rule):
             return ()
         prior = about(self.name, self.prior, n)
         shares = weights_of(prior, tuple(range(n)), ())
-        equal = bool((shares - 1 / n).abs().max() < 1e-12)
-        return (Constant(0.0, "0 if q = 0", "exact"),) if equal else ()
+        # The spread of the weights about 1/n, by Cauchy-Schwarz; rows that lie as the weights do attain it.
+        spread = n * float((shares - 1 / n).square().sum())
+        return (Constant(spread if spread > 1e-20 else 0.0, "n sum w^2 - 1 if q = 0", "exact"),)
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
         given = needed(self.name, self.prior)

@@ -5,15 +5,16 @@
 1.0
 """
 
+from bezoar.certify.choose_f import ChosenF, best_f
 from bezoar.certify.choose_k import LossCurve, choose_k, loss_curve
 from bezoar.certify.constants import breakdown, constants, kappa
 from bezoar.certify.convergence import contraction, ef_sgd_bound, ef_sgd_lr
 from bezoar.certify.crfl import NoisyRound, certified_labels, distance_radius, divergence, label_divergence, total_shift
 from bezoar.certify.ensemble import all_subsets, exact_ensemble, fixed_groups, random_subsets, sampled_ensemble
-from bezoar.certify.expected import ChosenF, ExpectedGuarantee, best_f, expected_guarantee
+from bezoar.certify.expected import ExpectedGuarantee, expected_guarantee
 from bezoar.certify.families import family_constants, rho
 from bezoar.certify.flcert import disjoint_groups, flcert_d
-from bezoar.certify.frontier import Frontier, frontiers, least_bound
+from bezoar.certify.frontier import Frontier, Looks, frontiers, least_bound
 from bezoar.certify.lipschitz import lower_estimate, softmax_constant, softmax_growth, softmax_smoothness
 from bezoar.certify.lower_bound import Dilemma, aggregation_floor, dilemma, dissimilarity, learnable, learning_floor
 from bezoar.certify.objectives import Reading, expected_loss, worst_case_loss, worst_case_weights
@@ -38,6 +39,7 @@ __all__ = [
     "Dilemma",
     "ExpectedGuarantee",
     "Frontier",
+    "Looks",
     "LossCurve",
     "NoisyRound",
     "Reading",

@@ -12,7 +12,7 @@ sets is reported beside it, never mixed into it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from bezoar.aggregation import SIP, Pipeline, PriorTrimmedMean, Rule
 from bezoar.certify.families import family_constants
-from bezoar.certify.frontier import Frontier
-from bezoar.certify.objectives import Reading, stratified_sets
+from bezoar.certify.frontier import Frontier, Looks, least_bounds
+from bezoar.certify.objectives import Reading
 from bezoar.errors import ConfigError
 from bezoar.priors import Family, HonestPrior
+from bezoar.priors.strata import Strata, stratified
 
 Floats = NDArray[np.float64]
 Masks = NDArray[np.bool_]
@@ -31,7 +32,7 @@ Masks = NDArray[np.bool_]
 #: How large G or B is: a number, or a function of the honest set, bool [n].
 Size = float | Callable[[Masks], float]
 
-#: Frontiers of honest sets: a function from a set, bool [n], to what its gradients were.
+#: Frontiers of honest sets: a function from a set, bool [n], to what its gradients were. :class:`Looks` are one.
 Frontiers = Callable[[Masks], Frontier]
 
 #: More honest sets than this are drawn, not listed.
@@ -46,6 +47,8 @@ class ExpectedGuarantee:
         value: E[bound_S 1{something is promised}]: add what breakdown costs, ``breakdown`` times the largest loss.
         breakdown: the probability that nothing is promised.
         half_width: of the 95 % interval of ``value``; 0 where it is exact.
+        breakdown_half_width: of that of ``breakdown``. Where no draw broke and the law of the number of bad clients is
+            not known, three over the number of draws, which bounds it with as much confidence.
         unseen: probability of numbers of bad clients that no draw had; their share is in neither of the two.
         rows: by number of bad clients: (number, its probability, least and largest kappa_S, E[bound_S] given that
             number and that something is promised, None if nothing ever is).
@@ -56,6 +59,7 @@ class ExpectedGuarantee:
     half_width: float
     unseen: float
     rows: tuple[tuple[int, float, float, float, float | None], ...]
+    breakdown_half_width: float = 0.0
     reading: Reading = Reading.R1
 
     @property
@@ -92,15 +96,15 @@ def expected_guarantee(
     Args:
         rule: with constants, for any number of bad rows (:func:`bezoar.certify.kappa`) or for the prior's sets (SIP).
         prior: about n clients; rules without a prior of their own are told it.
-        g: G_S, a number or a function of S; or a function that gives the frontier of S, from which the best (G, B) is
-            taken, and ``b`` is left out.
+        g: G_S, a number or a function of S; or a function that gives the frontier of S (:class:`Looks`), from which the
+            best (G, B) is taken, and ``b`` is left out.
         b: B_S, a number or a function of S.
         mu: the PL (or strong convexity) constant of the honest losses; None bounds squared gradient norms.
         draws, seed: where there are too many sets to list them.
 
     The law of the number of bad clients is enough, and the answer exact, where kappa, G and B depend on that alone;
-    else every set is looked at, or draws of them, weighted so that each number of bad clients counts with its own
-    probability. Numbers that no draw had are reported as ``unseen``.
+    else every set is looked at, or draws of them, stratified by the number of bad clients
+    (:func:`bezoar.priors.strata.stratified`). Numbers that no draw had are reported as ``unseen``.
 
     >>> from bezoar.aggregation import TrimmedMean
     >>> from bezoar.priors import Independent
@@ -108,6 +112,24 @@ def expected_guarantee(
     >>> round(found.value, 4), round(found.breakdown, 4)
     (0.2624, 0.0702)
     """
+    _check(prior, g, b, mu)
+    rule = rule.given(prior)
+    rule.check(prior.n or 0)
+    law = _law(prior)
+    if law is not None and not callable(g) and not callable(b) and by_count(rule):
+        return _by_count(rule, law, g, b, mu)
+    return _of_sets(rule, _Sized.of(prior, g, b, draws, seed), mu)
+
+
+def _law(prior: HonestPrior) -> Floats | None:
+    """P(abs(B) = k) [n + 1], None where it is not known exactly."""
+    try:
+        return prior.bad_count()
+    except ConfigError:
+        return None
+
+
+def _check(prior: HonestPrior, g: Size | Frontiers, b: Size, mu: float | None) -> None:
     if prior.n is None:
         raise ConfigError("expected_guarantee: of how many clients? Say it with prior.of(n)")
     if mu is not None and not (math.isfinite(mu) and mu > 0):
@@ -115,14 +137,6 @@ def expected_guarantee(
     for name, value in (("g", g), ("b", b)):
         if not callable(value) and not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"expected_guarantee: {name} must be finite and not negative, got {value}")
-    rule = rule.given(prior)
-    rule.check(prior.n)
-    if not callable(g) and not callable(b) and by_count(rule):
-        return _by_count(rule, prior, g, b, mu)
-    honest, weights, exact = _sets(prior, draws, seed)
-    kappas = family_constants(rule, Family.uniform(honest))
-    values = np.array([_of_set(k, mask, g, b, mu) for k, mask in zip(kappas, honest, strict=True)])
-    return _summed(values, kappas, honest, weights, exact)
 
 
 def by_count(rule: Rule) -> bool:
@@ -131,18 +145,8 @@ def by_count(rule: Rule) -> bool:
     return not isinstance(last, SIP | PriorTrimmedMean)
 
 
-def _of_set(kappa: float, mask: Masks, g: Size | Frontiers, b: Size, mu: float | None) -> float:
-    size = g(mask) if callable(g) else g
-    if isinstance(size, Frontier):
-        found = size.best(kappa, 0.5 if mu is None else mu)
-        return math.inf if found is None else found.value
-    return bound(kappa, size, b(mask) if callable(b) else b, mu)
-
-
-def _by_count(rule: Rule, prior: HonestPrior, g: float, b: float, mu: float | None) -> ExpectedGuarantee:
-    n = prior.n
-    assert n is not None
-    law = prior.bad_count()
+def _by_count(rule: Rule, law: Floats, g: float, b: float, mu: float | None) -> ExpectedGuarantee:
+    n = len(law) - 1
     value = breakdown = 0.0
     rows = []
     for q in np.flatnonzero(law > 0).tolist():
@@ -157,95 +161,85 @@ def _by_count(rule: Rule, prior: HonestPrior, g: float, b: float, mu: float | No
     return ExpectedGuarantee(value, breakdown, 0.0, 0.0, tuple(rows))
 
 
-def _sets(prior: HonestPrior, draws: int, seed: int) -> tuple[Masks, Floats, bool]:
-    """Honest sets and their weights, and whether they are all there are."""
-    try:
-        family = prior.support()
-    except ConfigError:
-        family = None
-    if family is not None and len(family) <= max(MOST, draws):
-        return family.honest, np.exp(family.log_prob), True
-    honest, weights = stratified_sets(prior, draws, seed)
-    return honest, weights, False
+@dataclass(frozen=True, eq=False)
+class _Sized:
+    """Honest sets, what each counts, and G and B, or v and u of its frontier."""
+
+    sets: Strata
+    exact: bool
+    frontier: bool
+    first: Floats
+    second: Floats
+
+    @classmethod
+    def of(cls, prior: HonestPrior, g: Size | Frontiers, b: Size, draws: int, seed: int) -> _Sized:
+        try:
+            family = prior.support()
+        except ConfigError:
+            family = None
+        exact = family is not None and len(family) <= max(MOST, draws)
+        if family is not None and exact:
+            sets = Strata(family.honest, np.exp(family.log_prob), True)
+        else:
+            sets = stratified(prior, draws, seed)
+        if isinstance(g, Looks):
+            return cls(sets, exact, True, *g.of(sets.honest))
+        sizes = [g(mask) if callable(g) else g for mask in sets.honest]
+        looks = [size for size in sizes if isinstance(size, Frontier)]
+        if looks:
+            if len(looks) < len(sizes):
+                raise ConfigError("expected_guarantee: g must give frontiers for all sets or for none")
+            return cls(sets, exact, True, _padded([x.variances for x in looks]), _padded([x.gradients for x in looks]))
+        first = np.array(sizes, dtype=np.float64)
+        second = np.array([b(mask) if callable(b) else b for mask in sets.honest], dtype=np.float64)
+        for name, values in (("g", first), ("b", second)):
+            wrong = ~(np.isfinite(values) & (values >= 0))
+            if wrong.any():
+                at = int(wrong.argmax())
+                raise ConfigError(
+                    f"expected_guarantee: {name} of the set {np.flatnonzero(sets.honest[at]).tolist()} must be finite "
+                    f"and not negative, got {values[at]}"
+                )
+        return cls(sets, exact, False, first, second)
+
+    def bounds(self, kappas: Floats, mu: float | None) -> Floats:
+        """What is promised for each set, infinite where nothing is."""
+        if self.frontier:
+            return least_bounds(kappas, 0.5 if mu is None else mu, self.first, self.second)
+        known = zip(kappas.tolist(), self.first.tolist(), self.second.tolist(), strict=True)
+        return np.array([bound(k, g, b, mu) for k, g, b in known])
 
 
-def _summed(values: Floats, kappas: Floats, honest: Masks, weights: Floats, exact: bool) -> ExpectedGuarantee:
+def _padded(rows: list[Floats]) -> Floats:
+    """Rows of perhaps different lengths as an array; looks of nothing but zeros ask for no larger G or B."""
+    found = np.zeros((len(rows), max(map(len, rows))))
+    for line, row in zip(found, rows, strict=True):
+        line[: len(row)] = row
+    return found
+
+
+def _of_sets(rule: Rule, sized: _Sized, mu: float | None) -> ExpectedGuarantee:
+    sets, exact = sized.sets, sized.exact
+    honest, weights = sets.honest, sets.weights
+    kappas = family_constants(rule, Family.uniform(honest))
+    values = sized.bounds(kappas, mu)
     held = np.isfinite(values)
     filled = np.where(held, values, 0.0)
     bad = (~honest).sum(1)
-    variance, rows = 0.0, []
+    rows = []
     for q in np.unique(bad).tolist():
         here = bad == q
-        chance = float(weights[here].sum())
-        given = filled[here & held]
-        mean = float((weights[here & held] @ given) / weights[here & held].sum()) if len(given) else None
-        rows.append((q, chance, float(kappas[here].min()), float(kappas[here].max()), mean))
-        if not exact and here.sum() > 1:
-            variance += chance**2 * float(filled[here].var(ddof=1)) / int(here.sum())
+        mass = float(weights[here & held].sum())
+        mean = float(weights[here & held] @ filled[here & held]) / mass if mass > 0 else None
+        rows.append((q, float(weights[here].sum()), float(kappas[here].min()), float(kappas[here].max()), mean))
+    broken = 0.0 if exact else 1.96 * sets.error((~held).astype(np.float64))
+    if not (exact or sets.law) and held.all():
+        broken = 3 / len(held)
     return ExpectedGuarantee(
         value=float(weights @ filled),
         breakdown=float(weights[~held].sum()),
-        half_width=0.0 if exact else 1.96 * math.sqrt(variance),
-        unseen=max(0.0, 1 - float(weights.sum())) if not exact else 0.0,
+        half_width=0.0 if exact else 1.96 * sets.error(filled),
+        unseen=0.0 if exact else sets.unseen,
         rows=tuple(rows),
+        breakdown_half_width=broken,
     )
-
-
-@dataclass(frozen=True)
-class ChosenF:
-    """The declared f that promises most.
-
-    Attributes:
-        f: the least of those with the least ``total``.
-        quantile: the f that covers the number of bad clients with probability 1 - delta, for comparison.
-        curve: (f, expected bound, breakdown probability, total) for every f tried.
-    """
-
-    f: int
-    quantile: int
-    curve: tuple[tuple[int, float, float, float], ...]
-
-
-def best_f(
-    make: Callable[[int], Rule],
-    prior: HonestPrior,
-    cost: float,
-    g: Size | Frontiers,
-    b: Size = 0.0,
-    mu: float | None = None,
-    *,
-    fs: Sequence[int] | None = None,
-    delta: float = 0.05,
-    draws: int = MOST,
-    seed: int = 0,
-) -> ChosenF:
-    """The f with the least expected bound + P(nothing is promised) * ``cost``.
-
-    ``make`` gives the rule for an f, e.g. ``TrimmedMean``; ``cost`` is what is lost where nothing is promised, in the
-    units of the bound: with clipping, what steps of at most that length can cost. All f are tried that the rule
-    takes, or those of ``fs``. Other arguments as :func:`expected_guarantee`.
-
-    >>> from bezoar.aggregation import TrimmedMean
-    >>> from bezoar.priors import Independent
-    >>> found = best_f(TrimmedMean, Independent(0.1, clients=10), cost=5.0, g=1.0, mu=0.5)
-    >>> found.f, found.quantile
-    (3, 3)
-    """
-    if not (math.isfinite(cost) and cost >= 0):
-        raise ConfigError(f"best_f: cost must be finite and not negative, got {cost}")
-    n = prior.n
-    if n is None:
-        raise ConfigError("best_f: of how many clients? Say it with prior.of(n)")
-    curve = []
-    for f in range((n - 1) // 2 + 1) if fs is None else fs:
-        rule = make(f)
-        try:
-            rule.given(prior).check(n)
-        except ConfigError:
-            continue
-        found = expected_guarantee(rule, prior, g, b, mu, draws=draws, seed=seed)
-        curve.append((f, found.value, found.breakdown, found.value + found.breakdown * cost))
-    if not curve:
-        raise ConfigError(f"best_f: the rule works with no f for n={n} rows")
-    best = min(curve, key=lambda row: (row[3], row[0]))
-    return ChosenF(best[0], prior.f_quantile(delta), tuple(curve))

@@ -69,22 +69,6 @@ def expected_loss(losses: ArrayLike, prior: HonestPrior | ArrayLike) -> float:
     return float(weights @ values)
 
 
-def stratified_sets(prior: HonestPrior, draws: int, seed: int) -> tuple[NDArray[np.bool_], Floats]:
-    """Honest sets drawn from ``prior`` [k, n], and what each counts: as much as its number of bad clients should.
-
-    Each size's share of the weight is its probability (where the prior knows it), instead of how often it was drawn.
-    Weights add up to the probability of the sizes that were drawn at all.
-    """
-    honest = prior.sample(draws, seed)
-    bad = (~honest).sum(1)
-    try:
-        law = prior.bad_count()
-    except ConfigError:
-        return honest, np.full(len(honest), 1 / len(honest))
-    counts = np.bincount(bad, minlength=len(law))
-    return honest, np.asarray(law[bad] / counts[bad])
-
-
 def _losses(losses: ArrayLike) -> Floats:
     values = np.asarray(losses, dtype=np.float64)
     if values.ndim != 1 or not len(values) or np.isnan(values).any():

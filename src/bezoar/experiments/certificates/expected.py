@@ -12,14 +12,14 @@ import torch
 
 from bezoar.aggregation import Rule
 from bezoar.aggregation.at_quantile import declaring
-from bezoar.certify.expected import ExpectedGuarantee, best_f, by_count, expected_guarantee
-from bezoar.certify.frontier import Frontier, frontiers
+from bezoar.certify.choose_f import best_f
+from bezoar.certify.expected import ExpectedGuarantee, by_count, expected_guarantee
+from bezoar.certify.frontier import Frontier, Looks
 from bezoar.errors import ConfigError, nearest
 from bezoar.experiments.certificates.base import Outcome, Request
 from bezoar.experiments.frontiers import clean, grams
 from bezoar.experiments.setup import prepare
 from bezoar.priors import HonestPrior
-from bezoar.priors.family import Masks
 from bezoar.reports.style import INK, MUTED, SERIES, Panel, Plot
 from bezoar.reports.tables import Column, Table
 
@@ -53,7 +53,7 @@ def certify(request: Request) -> Outcome:
         rule.given(prior).check(setup.federation.n)
         request.progress(f"training without attack, {experiment.rounds} rounds")
         looks = grams(setup, experiment.rounds, int(options["every"]))
-    look = _Looks(looks)
+    look = Looks(looks)
     found = expected_guarantee(rule, prior, look, mu=options["mu"], draws=int(options["draws"]), seed=experiment.seed)
     chosen = None
     if options["cost"] is not None and rule.tolerated is not None and by_count(rule):
@@ -103,20 +103,6 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"--option {key}: must be a whole number >= 1, got {value!r}")
     return options
-
-
-class _Looks:
-    """The frontier of every honest set, from the Gram matrices of one run."""
-
-    def __init__(self, looks: np.ndarray) -> None:
-        self._looks = looks
-        self._known: dict[bytes, Frontier] = {}
-
-    def __call__(self, honest: Masks) -> Frontier:
-        key = honest.tobytes()
-        if key not in self._known:
-            self._known[key] = frontiers(self._looks, honest[None])[0]
-        return self._known[key]
 
 
 def _declared(rule: Rule, f: int) -> Rule:

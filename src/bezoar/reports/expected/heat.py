@@ -113,7 +113,7 @@ def _plot(name: str, title: str, caption: str, board: Board, value: Callable[[Re
 def _draw(figure: FigureBase, *, of: _Map, height: float, axes_names: Sequence[str]) -> None:
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
-    texts = [short(rule, 34) for rule in of.rules]
+    texts = [short(rule, 38) for rule in of.rules]
     left = label_width(texts) + 0.12
     wide = min(_WIDE - left - 0.1, _COLUMN * len(of.columns))
     body = _LINE * len(of.rules)

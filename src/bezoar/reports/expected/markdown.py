@@ -9,7 +9,7 @@ from bezoar.reports.expected.board import VIEWS, Board, Regime, View, spreads
 from bezoar.reports.expected.folder import Records
 from bezoar.reports.expected.heat import PANELS, TIGHTNESS
 from bezoar.reports.expected.scores import NONE
-from bezoar.reports.expected.statistics import digits, median
+from bezoar.reports.expected.statistics import digits, median, resolvable
 from bezoar.reports.expected.verdict import Finding, Regret, contest, leaders, regrets
 
 
@@ -35,6 +35,7 @@ def counts(regimes: Sequence[Regime], view: View, new: Sequence[str], baselines:
 
 def results_table(regimes: Sequence[Regime], new: Sequence[str], baselines: Sequence[str]) -> Iterable[str]:
     """Where new rules win, are level, and lose, and to which baselines."""
+    yield from few(regimes, len(set(baselines) & {rule for regime in regimes for rule in regime.rules}))
     yield row(["new rule", "over attacks", "wins", "level", "loses", "loses to"])
     yield row(["---", "---", "---:", "---:", "---:", "---"])
     for rule in new:
@@ -53,16 +54,29 @@ def results_table(regimes: Sequence[Regime], new: Sequence[str], baselines: Sequ
     yield ""
 
 
+def few(regimes: Sequence[Regime], comparisons: int) -> list[str]:
+    """A warning where there are too few seeds for any of so many comparisons to be significant, else nothing."""
+    seeds = min((len(regime.seeds) for regime in regimes), default=0)
+    if not comparisons or resolvable(seeds, comparisons):
+        return []
+    return [
+        f"**{counted(seeds, 'seed')} can not show a loss**: after the correction for {comparisons} comparisons no "
+        "difference is significant at 5%, however great. “Level” says nothing here; read the losses.\n"
+    ]
+
+
 def losses(board: Board, regimes: Sequence[Regime], view: View) -> Iterable[str]:
     """Rules down, regimes of one task across; bold: those that can not be told from the first."""
     columns = []
     for regime in regimes:
         found = leaders(regime, regime.over(view))
         spread = {} if found is None else found.spreads
-        first = () if found is None else (found.first, *found.level)
+        first = () if found is None or few([regime], len(found.spreads) - 1) else (found.first, *found.level)
         columns.append({rule: f"**{s.text()}**" if rule in first else s.text() for rule, s in spread.items()})
     what = "Expected loss above the minimum" if board.measure == "excess" else "Expected loss"
-    yield f"{what}, {view} over attacks; bold: not told apart from the least.\n"
+    told = any(text.startswith("**") for column in columns for text in column.values())
+    bold = "bold: not told apart from the least" if told else "too few seeds to tell rules apart"
+    yield f"{what}, {view} over attacks; {bold}.\n"
     yield row(["rule", *(place(board, regime) for regime in regimes)])
     yield row(["---", *(["---:"] * len(regimes))])
     for rule in board.rules:
@@ -73,7 +87,10 @@ def losses(board: Board, regimes: Sequence[Regime], view: View) -> Iterable[str]
 def by_attack(board: Board, regimes: Sequence[Regime]) -> Iterable[str]:
     """One table per task: every attack by itself, mean over seeds and over the regimes' skews."""
     attacks = list(dict.fromkeys(attack for regime in regimes for attack in regime.attacks))
-    yield "By attack, mean over the regimes above; bold: the least of the column.\n"
+    yield (
+        "By attack, mean over the regimes above; bold: the least of the column. P(broken): the probability of the "
+        "honest sets for which the rule promises nothing; 1 for rules without a constant.\n"
+    )
     yield row(["rule", *(attack if attack != NONE else "no attack" for attack in attacks), "P(broken)"])
     yield row(["---", *(["---:"] * (len(attacks) + 1))])
     values = {
@@ -93,6 +110,13 @@ def by_attack(board: Board, regimes: Sequence[Regime]) -> Iterable[str]:
         broken = max((s.broken for r in regimes for a in r.attacks for s in r.cell(rule, a).values()), default=math.nan)
         yield row([rule, *cells, digits(broken)])
     yield ""
+    quiet = {rule: value for rule, value in values.get(NONE, {}).items() if math.isfinite(value)}
+    if quiet and board.measure == "excess":
+        least = min(quiet, key=lambda rule: quiet[rule])
+        yield (
+            f"Without an attack the least is {digits(quiet[least])} ({least}): what training for so few rounds leaves. "
+            "It is part of all numbers above, so ratios of losses may understate how far rules are apart.\n"
+        )
 
 
 def place(board: Board, regime: Regime) -> str:
@@ -110,7 +134,7 @@ def tightness(board: Board) -> Iterable[str]:
         yield (
             f"Of {len(ratios)} expectations (rule, attack, regime, seed) with a bound the median reaches "
             f"{digits(100 * median(ratios))}% of it, and the greatest {digits(100 * most)}% ({top.rule} under "
-            f"{top.attack}, {', '.join(top.labels.values())}, seed {top.seed}). "
+            f"{', '.join([top.attack, *filter(None, top.labels.values())])}, seed {top.seed}). "
             + (f"{over} exceed it: the theorem or its use is wrong.\n" if over else "None exceeds it.\n")
         )
     yield row(["rule", "bound", "measured", "measured / bound", "share of kappa reached", "P(broken), greatest"])

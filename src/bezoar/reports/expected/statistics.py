@@ -182,6 +182,17 @@ def holm(p: Sequence[float]) -> list[float]:
     return out
 
 
+def resolvable(seeds: int, comparisons: int) -> bool:
+    """Whether any of so many comparisons made together can have a sign at all with so many seeds.
+
+    The least p-value of the signed-rank test is 2 / 2^n, when all n differences have one sign.
+
+    >>> resolvable(6, 7), resolvable(10, 14), resolvable(6, 1)
+    (False, True, True)
+    """
+    return comparisons * 2.0 ** (1 - seeds) < LEVEL
+
+
 def together(pairs: Mapping[str, Paired]) -> dict[str, tuple[Paired, Sign]]:
     """Comparisons that are made together, each with its sign after Holm's correction for all of them."""
     adjusted = holm([pair.p for pair in pairs.values()])
