@@ -125,11 +125,27 @@ def test_chains_keep_their_digits_when_rows_far_away_leave(far: float) -> None:
     values[:3] *= torch.tensor([[far], [-far], [far]], dtype=torch.float64)
     values[3:] += 0.5
     distances = ((values[:, None] - values) ** 2).sum(2).numpy()
-    prior, model = Independent(0.2, clients=8), Model(4.0, 2.0, 5)
-    drawn = gibbs(distances, prior, model, 4_000, np.random.default_rng(0))
+    prior, model = Independent(0.2, clients=8), Model(4.0, 2.0, 1)
+    drawn = gibbs(distances, prior, model, 8_000, np.random.default_rng(0))
+    family = prior.support()
+    logs = family.log_prob - 2 * (scatter(distances, family.honest) / drawn.scale + 2 * (8 - family.sizes))
+    p = np.exp(logs - logs.max())
+    np.testing.assert_allclose(drawn.honest.mean(0), p @ family.honest / p.sum(), atol=0.05)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_chains_find_what_single_flips_would_not(steps: int) -> None:
+    """Excluding one of four shifted rows hardly pays, excluding all does; most draws from the prior exclude none."""
+    values = rows(14, 40)
+    values[:4] += 2.0
+    distances = ((values[:, None] - values) ** 2).sum(2).numpy()
+    prior, model = Independent(0.027, clients=14), Model(8.0, 2.0, steps)
+    drawn = gibbs(distances, prior, model, 400, np.random.default_rng(0))
     family = prior.support()
     found = posterior(distances, family.honest, family.log_prob, model)
+    assert drawn.scale == pytest.approx(found.scale, rel=0.05)
     np.testing.assert_allclose(drawn.honest.mean(0), found.p @ family.honest, atol=0.1)
+    assert float(drawn.honest[:, :4].mean()) < 0.2
 
 
 def test_an_unusable_row_is_known_to_be_bad() -> None:
@@ -207,6 +223,55 @@ def test_gibbs_draws_from_the_enumerated_posterior(prior: HonestPrior) -> None:
     p /= p.sum()
     # Chains of 400 kept sweeps: a few per cent.
     np.testing.assert_allclose(drawn.honest.mean(0), p @ family.honest, atol=0.05)
+
+
+LOOP = Ising(p=0.2, edges=((0, 1, 0.5), (1, 2, 0.5), (0, 2, 0.3), (5, 6, 0.4), (2, 6, 0.3)), clients=8)
+
+
+@pytest.mark.parametrize("hostile", [(), (1,)])
+def test_chains_over_all_clients_serve_cohorts(hostile: tuple[int, ...]) -> None:
+    """As the law among the cohort's clients does, which larger models have in no closed form."""
+    clients = (6, 0, 3, 2, 7)
+    values = rows(5, 3)
+    values[0] += 1.0
+    distances = ((values[:, None] - values) ** 2).sum(2).numpy()
+    prior = LOOP.given_bad(hostile) if hostile else LOOP
+    drawn = gibbs(distances, prior, Model(0.6, 1.0, 0), 12_000, np.random.default_rng(0), clients=clients)
+    family = prior.among(clients).support()
+    logs = family.log_prob - 0.3 * (scatter(distances, family.honest) / drawn.scale + (5 - family.sizes))
+    p = np.exp(logs - logs.max())
+    np.testing.assert_allclose(drawn.honest.mean(0), p @ family.honest / p.sum(), atol=0.05)
+
+
+def test_priors_whose_probabilities_are_known_up_to_a_constant_are_served() -> None:
+    some = LOOP.support().honest
+    for prior in (LOOP, LOOP.given_bad([3])):
+        known = some[np.isfinite(prior._log_mass(some))]
+        assert np.isinf(prior._log_weight(some)).sum() == len(some) - len(known)
+        shift = prior._log_weight(known) - prior._log_mass(known)
+        np.testing.assert_allclose(shift, shift[0], atol=1e-9)
+    ring = Ising(p=0.1, edges=(*((i, (i + 1) % 30, 0.4) for i in range(30)), (0, 15, 0.4)), clients=30)
+    assert not ring.exact
+    values = rows(30, 40)
+    values[:9] += 2.0
+    answer = PosteriorMean(ring).aggregate(values)
+    assert answer.scores is not None
+    assert float(answer.scores[:9].max()) < 0.1
+    assert float(answer.scores[9:].min()) > 0.8
+    # Every other client takes part, and one of them is known to be bad.
+    values[:9] += 1.0
+    values[4] = torch.nan
+    part = PosteriorMean(ring).aggregate(DenseUpdates(values[::2], torch.arange(0, 30, 2)))
+    assert set(part.excluded) == {2}
+    torch.testing.assert_close(part.vector, values[10::2].mean(0), atol=0.3, rtol=0)
+
+
+def test_a_client_that_can_not_be_bad_but_is_does_not_stop_the_round() -> None:
+    values = rows()
+    values[0] = torch.nan
+    for most in (1, 1000):
+        rule = PosteriorMean(Independent((0.0, *([0.2] * 7))), most=most)
+        assert torch.isfinite(rule(values)).all()
 
 
 def test_drawn_sets_are_seeded_and_go_on_where_they_were() -> None:

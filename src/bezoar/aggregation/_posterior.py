@@ -38,10 +38,15 @@ class Posterior:
     log_likelihood: Floats
 
 
+def counted(members: Floats) -> Floats:
+    """Number of rows of each set [K], of 0 and 1 [K, m]: as a product, many times as fast as the sum of short rows."""
+    return np.asarray(members @ np.ones(members.shape[1]))
+
+
 def scatter(distances: Floats, honest: Masks) -> Floats:
     r"""R_S = sum over S of the squared distances from its mean [K]: half the mean sum of distances within S."""
     members = honest.astype(np.float64)
-    sizes = members.sum(1)
+    sizes = counted(members)
     pairs = np.einsum("ki,ki->k", members @ distances, members)
     found: Floats = np.divide(pairs, 2 * sizes, out=np.zeros(len(sizes)), where=sizes > 0)
     return found
@@ -59,16 +64,15 @@ def twins(distances: Floats, honest: Masks, scale: float) -> Floats:
     return found
 
 
-def first_scale(r: Floats, honest: Masks, log_prior: Floats) -> float:
-    """The least positive R_S/(|S|-1) of sets of two or more rows; 0 if there is none.
+def first_scale(r: Floats, sizes: Floats, m: int, log_prior: Floats) -> float:
+    """The least positive R_S/(|S|-1) of sets of two or more of m rows; 0 if there is none.
 
     Sets count that hold more than half of the rows, or that are likely without them (:data:`LIKELY`); others only if
     there is no such. Otherwise any two rows that nearly agree would say how much honest ones vary, wherever the prior
     gives some chance that these two are all that is honest.
     """
-    sizes = honest.sum(1)
     found = np.divide(r, sizes - 1, out=np.full(len(r), np.inf), where=(sizes > 1) & (r > 0))
-    known = found[(2 * sizes > honest.shape[1]) | (normalised_exp(log_prior) >= LIKELY)]
+    known = found[(2 * sizes > m) | (normalised_exp(log_prior) >= LIKELY)]
     least = float(known.min(initial=np.inf))
     least = least if math.isfinite(least) else float(found.min())
     return least if math.isfinite(least) else 0.0
@@ -89,17 +93,16 @@ def posterior(
         s^2 \leftarrow \frac{\sum_S \pi_S R_S}{\sum_S \pi_S (|S| - 1)}
 
     s^2 starts at the least R_S/(|S|-1) of sets that may say so (:func:`first_scale`). ``distances`` [m, m] are squared.
-    ``known`` is a past
-    log-likelihood [K] and how much it counts against the new one (the temporal form): both enter the posterior and the
-    fit of s^2.
+    ``known`` is a past log-likelihood [K] and how much it counts against the new one (the temporal form): both enter
+    the posterior and the fit of s^2.
     """
-    sizes = honest.sum(1)
+    sizes = counted(honest.astype(np.float64))
     bad = honest.shape[1] - sizes
     r = scatter(distances, honest)
-    scale = first_scale(r, honest, log_prior)
+    scale = first_scale(r, sizes, honest.shape[1], log_prior)
     if scale <= TINY:
         # All rows of all sets agree: there is nothing to be learnt from them but how many are left out.
-        loglik = -0.5 * model.beta * model.exclusion * bad.astype(np.float64)
+        loglik = -0.5 * model.beta * model.exclusion * bad
         return Posterior(normalised_exp(log_prior + _with(known, loglik)), scale, _with(known, loglik))
     p, logs = np.zeros(len(r)), np.zeros(len(r))
     for step in range(model.steps + 1):

@@ -22,7 +22,7 @@ from bezoar.aggregation._candidates import (
 )
 from bezoar.aggregation._gram import normalised
 from bezoar.aggregation._outside import Minority, codes, missed, tight_sets
-from bezoar.aggregation._posterior import Model, Posterior, posterior
+from bezoar.aggregation._posterior import Model, Posterior, counted, posterior
 from bezoar.aggregation.base import Aggregate, Context, Rule, State
 from bezoar.aggregation.geometric_median import GeometricMedian
 from bezoar.aggregation.posterior_mean import check_model, mean_weights
@@ -183,16 +183,24 @@ class GuardedSIP(Rule):
 
         ``hostile`` further clients are known to be bad.
         """
-        m = len(distances)
-        n = m + hostile
-        law = Minority(m, self.p0, max(0, math.ceil(n / 2) - 1 - hostile))
+        law = self._law(len(distances), hostile)
         visited = tight_sets(distances, law.most)
-        sets, log_prior, own = self._mixed(family, visited.honest, law)
-        found = posterior(distances, sets, log_prior, self.model)
-        mass = float(found.p[:own].sum())
+        sets, log_prior, found = self._weighed(distances, family, visited.honest, law)
+        mass = float(found.p[: len(family)].sum())
         rest = missed(distances, visited, law, (self.beta, self.exclusion, found.scale)) + math.log(self.contamination)
         whole = float(np.logaddexp.reduce(log_prior + found.log_likelihood))
         return Guard(mass, mass / (1 + math.exp(min(rest - whole, 700.0))), sets, found)
+
+    def _law(self, m: int, hostile: int) -> Minority:
+        """nu of m clients beside ``hostile`` bad ones."""
+        return Minority(m, self.p0, max(0, math.ceil((m + hostile) / 2) - 1 - hostile))
+
+    def _weighed(
+        self, distances: Floats, family: Family, outside: Masks, law: Minority
+    ) -> tuple[Masks, Floats, Posterior]:
+        """All sets, the family's first, their log probability under mu', and their posterior."""
+        sets, log_prior, _ = self._mixed(family, outside, law)
+        return sets, log_prior, posterior(distances, sets, log_prior, self.model)
 
     def _mixed(self, family: Family, outside: Masks, law: Minority) -> tuple[Masks, Floats, int]:
         """All sets, the family's first, with their log probability under mu', and how many are the family's."""
@@ -200,7 +208,7 @@ class GuardedSIP(Rule):
         sets = np.concatenate([family.honest, outside[fresh]])
         of_prior = family.log_prob - np.logaddexp.reduce(family.log_prob)
         told = np.concatenate([of_prior, np.full(int(fresh.sum()), -np.inf)]) + math.log1p(-self.contamination)
-        minority = law.log_prob(law.m - sets.sum(1)) + math.log(self.contamination)
+        minority = law.log_prob(law.m - counted(sets.astype(np.float64))) + math.log(self.contamination)
         return sets, np.logaddexp(told, minority), len(family)
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
@@ -209,9 +217,10 @@ class GuardedSIP(Rule):
         prior = about(self.name, given, len(clients) + len(hostile))
         family, intervals = candidates(prior, self.delta, self.disjoint == "drop", clients, hostile)
         distances = normalised(rows.squared_distances()).cpu().double().numpy()
-        known = self.guard(distances, family, len(hostile))
-        weights, honest = mean_weights(known.found, known.sets)
-        trusted = known.mass >= self.mass
+        law = self._law(len(clients), len(hostile))
+        sets, _, found = self._weighed(distances, family, tight_sets(distances, law.most).honest, law)
+        weights, honest = mean_weights(found, sets)
+        trusted = float(found.p[: len(family)].sum()) >= self.mass
         used = self.base if trusted or isinstance(self.fallback, str) else self.fallback
         if used is None:
             shares = torch.from_numpy(weights).to(rows.device)

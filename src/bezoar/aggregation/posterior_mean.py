@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from bezoar import seeding
 from bezoar.aggregation._candidates import Candidates, about, check_prior, needed, places, prior_field, support
 from bezoar.aggregation._gibbs import gibbs
 from bezoar.aggregation._gram import normalised
-from bezoar.aggregation._posterior import Model, Posterior, posterior
+from bezoar.aggregation._posterior import Model, Posterior, counted, posterior
 from bezoar.aggregation.base import Aggregate, Context, Rule, State, check_count
 from bezoar.errors import ConfigError
 from bezoar.priors import Family, HonestPrior
@@ -129,14 +130,15 @@ class PosteriorMean(Rule):
                     f"another prior"
                 )
             known = past.numpy()[possible], self.memory
-        found = posterior(distances, sets[possible], family.log_prob[possible], self.model, known)
+        sets = sets if possible.all() else sets[possible]
+        found = posterior(distances, sets, family.log_prob[possible], self.model, known)
         after: State = {}
         if self.memory:
             # Sets that are out this round keep what was known of them.
             memory = np.zeros(len(family)) if past is None else past.numpy().copy()
             memory[possible] = found.log_likelihood - found.log_likelihood.max()
             after = {"log_likelihood": torch.from_numpy(memory)}
-        weights, honest = mean_weights(found, sets[possible])
+        weights, honest = mean_weights(found, sets)
         return weights, honest, after
 
     def _drawn(
@@ -155,16 +157,16 @@ class PosteriorMean(Rule):
                 f"{self.name}: {what} needs sets that can be listed, at most {self.most}: raise most, or delta"
             )
         assert isinstance(prior, HonestPrior)
-        local = _local(prior, clients, hostile)
+        local, columns = _local(prior, clients, hostile)
         seed = seeding.derive(0, "posterior mean", context.round)
         if generator is not None:
             seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         last = state.get("chains")
         start = None
-        if last is not None and last.shape[1] == len(clients):
+        if last is not None and last.shape[1] == local.n:
             start = last.numpy().astype(np.bool_)
-            start = start if np.isfinite(local._log_mass(start)).all() else None
-        drawn = gibbs(distances, local, self.model, self.sweeps, np.random.default_rng(seed), start)
+            start = start if np.isfinite(local._log_weight(start)).all() else None
+        drawn = gibbs(distances, local, self.model, self.sweeps, np.random.default_rng(seed), start, columns)
         equal = Posterior(np.full(len(drawn.honest), 1 / len(drawn.honest)), drawn.scale, np.zeros(0))
         weights, honest = mean_weights(equal, drawn.honest)
         return weights, honest, {"chains": torch.from_numpy(drawn.last)}
@@ -181,7 +183,7 @@ def check_model(owner: str, beta: float, exclusion: float, steps: int) -> None:
 def mean_weights(found: Posterior, sets: Masks) -> tuple[Floats, Floats]:
     """What rows weigh in the posterior mean, and how likely they are to be honest: both [m]."""
     members = sets.astype(np.float64)
-    weights = (found.p / members.sum(1)) @ members
+    weights = (found.p / counted(members)) @ members
     honest = found.p @ members
     return weights, honest
 
@@ -191,6 +193,8 @@ def within(family: Family, clients: tuple[int, ...], hostile: tuple[int, ...]) -
 
     Those with a hostile client may not, unless all have one; those without a client here say nothing.
     """
+    if clients == tuple(range(family.n)):
+        return family.honest, np.ones(len(family), dtype=np.bool_)
     sets = np.ascontiguousarray(family.honest[:, list(clients)])
     possible: Masks = np.asarray(sets.any(1))
     if hostile:
@@ -212,9 +216,21 @@ def _listed(prior: Candidates, delta: float, most: int) -> Family | None:
 
 
 @lru_cache(maxsize=64)
-def _local(prior: HonestPrior, clients: tuple[int, ...], hostile: tuple[int, ...]) -> HonestPrior:
-    """The prior about the rows that are there, the hostile clients being bad."""
-    n = prior.n or len(clients) + len(hostile)
+def _local(
+    prior: HonestPrior, clients: tuple[int, ...], hostile: tuple[int, ...]
+) -> tuple[HonestPrior, tuple[int, ...]]:
+    """The prior about the rows that are there, the hostile clients being bad, and the rows' columns in it.
+
+    It is about all clients where the law of a part has no closed form: chains then draw the others as well.
+    """
+    everyone = tuple(range(prior.n or len(clients) + len(hostile)))
     if hostile:
-        prior = prior.given_bad(hostile)
-    return prior if tuple(range(n)) == clients else prior.among(clients)
+        # Where that is impossible, the prior is wrong about these clients.
+        with contextlib.suppress(ConfigError):
+            prior = prior.given_bad(hostile)
+    if clients != everyone:
+        try:
+            return prior.among(clients), tuple(range(len(clients)))
+        except ConfigError:
+            return prior, clients
+    return prior, everyone

@@ -67,6 +67,10 @@ class HonestPrior(ABC):
     def _log_mass(self, honest: Masks) -> Floats:
         """Log probability of every set in ``honest`` [K, n], the empty set being an outcome like others: [K]."""
 
+    def _log_weight(self, honest: Masks) -> Floats:
+        """:meth:`_log_mass` up to a constant: there are priors that know no more."""
+        return self._log_mass(honest)
+
     def _tilted(self, t: Floats) -> tuple[Floats, Floats] | None:
         r"""For every t [m]: log E[t^\|S\|] [m], and E[1{i in S} t^\|S\|] / E[t^\|S\|] [m, n], S perhaps empty.
 

@@ -166,9 +166,9 @@ class Ising(HonestPrior):
 
     def _log_mass(self, honest: Masks) -> Floats:
         log_z = sum(piece.log_z for piece in self._solved("probabilities"))
-        return self._energy(honest) - log_z
+        return self._log_weight(honest) - log_z
 
-    def _energy(self, honest: Masks) -> Floats:
+    def _log_weight(self, honest: Masks) -> Floats:
         spins = np.where(honest, 1.0, -1.0)
         found = spins @ self._fields
         for i, j, coupling in self.edges:

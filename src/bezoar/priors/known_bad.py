@@ -65,6 +65,10 @@ class KnownBad(HonestPrior):
         possible = ~honest[:, list(self.bad)].any(1)
         return np.where(possible, self.rest._log_mass(honest[:, self._others()]), -np.inf)
 
+    def _log_weight(self, honest: Masks) -> Floats:
+        possible = ~honest[:, list(self.bad)].any(1)
+        return np.where(possible, self.rest._log_weight(honest[:, self._others()]), -np.inf)
+
     def _log_some(self) -> float:
         return self.rest._log_some()
 
