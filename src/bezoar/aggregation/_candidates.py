@@ -11,6 +11,7 @@ from bezoar.aggregation.base import Context
 from bezoar.errors import ConfigError
 from bezoar.kernels.boxes import Intervals
 from bezoar.priors import PRIORS, Explicit, Family, HonestPrior
+from bezoar.priors.base import check_probability
 from bezoar.registry import holds
 from bezoar.updates.base import Updates
 
@@ -70,6 +71,22 @@ def places(owner: str, prior: Candidates, rows: Updates, context: Context) -> tu
             f"{owner}: the prior is about the clients 0 to {prior.n - 1}, but there is a row of client {wrong[0]}"
         )
     return ids, gone
+
+
+def present(
+    owner: str, prior: Candidates | None, rows: Updates, context: Context
+) -> tuple[Candidates, tuple[int, ...], tuple[int, ...]]:
+    """The prior, about the clients of the round where it left their number open, and their :func:`places`."""
+    given = needed(owner, prior)
+    clients, hostile = places(owner, given, rows, context)
+    return about(owner, given, len(clients) + len(hostile)), clients, hostile
+
+
+def check_sets(owner: str, delta: float, disjoint: str) -> None:
+    """Raise unless these say which candidate sets are served, and what to do with disjoint ones."""
+    check_probability(owner, "delta", delta)
+    if disjoint not in ("error", "drop"):
+        raise ConfigError(f"{owner}: disjoint must be 'error' or 'drop', got {disjoint!r}")
 
 
 @lru_cache(maxsize=8)

@@ -5,25 +5,25 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._candidates import Candidates, about, check_prior, needed, places, prior_field
+from bezoar.aggregation._candidates import Candidates, about, check_prior, present, prior_field
+from bezoar.aggregation._holding import Holding
 from bezoar.aggregation.base import Aggregate, Constant, Context, Part, Rule, State
 from bezoar.aggregation.trimmed_mean import TrimmedMean
 from bezoar.errors import ConfigError
 from bezoar.priors import Family
-from bezoar.priors.base import check_probability
-from bezoar.updates.base import Needs, Updates
+from bezoar.priors.base import check_probability, quantile_of
+from bezoar.updates.base import Updates
 
 P = TypeVar("P", bound=Part)
 
 
 @dataclass(frozen=True)
-class AtQuantile(Rule):
+class AtQuantile(Holding):
     r"""Another rule, with the f that a prior makes safe: the (1 - delta) quantile of the number of bad clients.
 
     .. math:: f = \min\{k: P(|B| \le k) \ge 1 - \delta\}
@@ -48,6 +48,8 @@ class AtQuantile(Rule):
     base: Rule = field(default_factory=lambda: TrimmedMean(f=0))
     delta: float = 0.05
     clip: bool = False
+    #: Where all clients take part it does not matter who is who, but in a cohort it does.
+    by_client: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,23 +61,6 @@ class AtQuantile(Rule):
             raise ConfigError(f"{self.name}: clip must be true or false, got {self.clip!r}")
         if self.base.tolerated is None:
             raise ConfigError(f"{self.name}: {self.base.name} has no f that could be declared; use it alone")
-
-    @property
-    def needs(self) -> Needs:  # type: ignore[override]
-        return self.base.needs
-
-    @property
-    def uses_root(self) -> bool:  # type: ignore[override]
-        return self.base.uses_root
-
-    @property
-    def weighted(self) -> bool:  # type: ignore[override]
-        return self.base.weighted
-
-    @property
-    def by_client(self) -> bool:  # type: ignore[override]
-        # Where all clients take part it does not matter who is who, but in a cohort it does.
-        return True
 
     @property
     def huge(self) -> float | None:
@@ -133,9 +118,7 @@ class AtQuantile(Rule):
         raise ConfigError(f"{self.name}: {self.base.name} works with no f for n={n} rows")
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
-        given = needed(self.name, self.prior)
-        clients, hostile = places(self.name, given, rows, context)
-        prior = about(self.name, given, len(clients) + len(hostile))
+        prior, clients, hostile = present(self.name, self.prior, rows, context)
         base = self._declared(tuple(sorted(clients + hostile)), prior)
         if hostile:
             # More rows may be unusable than were expected: f is then 0.
@@ -161,9 +144,6 @@ def declaring(part: P, f: int) -> P:
 @lru_cache(maxsize=256)
 def quantile(prior: Candidates, clients: tuple[int, ...], delta: float) -> int:
     """The least f that as many of ``clients`` are bad, or fewer, with probability 1 - delta."""
-    if not isinstance(prior, Family):
-        return (prior if clients == tuple(range(prior.n or 0)) else prior.among(clients)).f_quantile(delta)
-    family = prior.select(clients)
-    p = np.exp(family.log_prob - family.log_prob.max())
-    counts = np.bincount(family.n - family.sizes, p / p.sum(), family.n + 1)
-    return int(np.searchsorted(np.cumsum(counts), (1 - delta) * (1 - 1e-12)))
+    if isinstance(prior, Family):
+        return quantile_of(prior.select(clients).bad_count(), delta)
+    return (prior if clients == tuple(range(prior.n or 0)) else prior.among(clients)).f_quantile(delta)

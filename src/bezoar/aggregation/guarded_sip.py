@@ -13,14 +13,14 @@ from torch import Tensor
 
 from bezoar.aggregation._candidates import (
     Candidates,
-    about,
     candidates,
     check_prior,
-    needed,
-    places,
+    check_sets,
+    present,
     prior_field,
 )
 from bezoar.aggregation._gram import normalised
+from bezoar.aggregation._holding import Holding, for_rest
 from bezoar.aggregation._outside import Minority, codes, missed, tight_sets
 from bezoar.aggregation._posterior import Model, Posterior, counted, posterior
 from bezoar.aggregation.base import Aggregate, Context, Rule, State
@@ -59,10 +59,9 @@ def _build(table: Any) -> Rule:
 
 
 def _table(rule: Rule) -> Any:
-    from bezoar.aggregation.registry import pipeline_tables
+    from bezoar.aggregation.registry import rule_table
 
-    tables = pipeline_tables(rule)
-    return tables if len(tables) > 1 else tables[0]
+    return rule_table(rule)
 
 
 def _build_fallback(table: Any) -> Rule | Literal["base"]:
@@ -74,7 +73,7 @@ def _table_fallback(rule: Rule | Literal["base"]) -> Any:
 
 
 @dataclass(frozen=True)
-class GuardedSIP(Rule):
+class GuardedSIP(Holding):
     r"""SIP as long as the updates agree with the prior, and its base rule alone where they do not.
 
     .. math:: \mu' = (1 - \varepsilon)\,\mu + \varepsilon\,\nu,\quad
@@ -114,6 +113,7 @@ class GuardedSIP(Rule):
     em_steps: int = 5
     delta: float = 0.0
     disjoint: Literal["error", "drop"] = "error"
+    wants: ClassVar[Needs] = Needs.GRAM | Needs.BLOCKS
     spare: ClassVar[bool] = True
     by_client: ClassVar[bool] = True
 
@@ -131,46 +131,19 @@ class GuardedSIP(Rule):
             if not 0 < value < 1:
                 raise ConfigError(f"{self.name}: {name} must be above 0 and below 1, got {value}; SIP trusts blindly")
         check_probability(self.name, "mass", self.mass)
-        check_probability(self.name, "delta", self.delta)
-        if self.disjoint not in ("error", "drop"):
-            raise ConfigError(f"{self.name}: disjoint must be 'error' or 'drop', got {self.disjoint!r}")
-
-    @property
-    def _held(self) -> list[Rule]:
-        """The rules that may give the answer."""
-        return [rule for rule in (self.base, self.fallback) if isinstance(rule, Rule)]
-
-    @property
-    def needs(self) -> Needs:  # type: ignore[override]
-        total = Needs.GRAM | Needs.BLOCKS
-        for rule in self._held:
-            total |= rule.needs
-        return total
-
-    @property
-    def uses_root(self) -> bool:  # type: ignore[override]
-        return any(rule.uses_root for rule in self._held)
-
-    @property
-    def weighted(self) -> bool:  # type: ignore[override]
-        return any(rule.weighted for rule in self._held)
+        check_sets(self.name, self.delta, self.disjoint)
 
     @property
     def huge(self) -> float | None:
         return None
 
     def check(self, n: int) -> None:
-        for rule in self._held:
+        for rule in self.held:
             rule.check(n)
 
     def within(self, kept: Tensor, n: int) -> GuardedSIP:
-        def fewer(rule: Rule) -> Rule:
-            short = 0 if rule.tolerated is None else max(0, n - len(kept) - rule.tolerated)
-            # More rows may be unusable than a rule's f, which then becomes 0.
-            return (rule.without(-short) if short else rule).within(kept, n)
-
-        base = None if self.base is None else fewer(self.base)
-        fallback = self.fallback if isinstance(self.fallback, str) else fewer(self.fallback)
+        base = None if self.base is None else for_rest(self.base, kept, n)
+        fallback = self.fallback if isinstance(self.fallback, str) else for_rest(self.fallback, kept, n)
         return dataclasses.replace(self, base=base, fallback=fallback)
 
     @property
@@ -212,9 +185,7 @@ class GuardedSIP(Rule):
         return sets, np.logaddexp(told, minority), len(family)
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
-        given = needed(self.name, self.prior)
-        clients, hostile = places(self.name, given, rows, context)
-        prior = about(self.name, given, len(clients) + len(hostile))
+        prior, clients, hostile = present(self.name, self.prior, rows, context)
         family, intervals = candidates(prior, self.delta, self.disjoint == "drop", clients, hostile)
         distances = normalised(rows.squared_distances()).cpu().double().numpy()
         law = self._law(len(clients), len(hostile))

@@ -17,6 +17,7 @@ from bezoar.aggregation._gram import (
     typical_row,
     uniform,
 )
+from bezoar.aggregation._holding import Holding
 from bezoar.aggregation.base import Aggregate, Constant, Context, Rule, State, check_count
 from bezoar.aggregation.geometric_median import GeometricMedian
 from bezoar.errors import ConfigError, HostileRowsError
@@ -86,7 +87,7 @@ class MoNNA(Rule):
 
 
 @dataclass(frozen=True)
-class CVA(Rule):
+class CVA(Holding):
     r"""The mean of the n-f updates nearest to another rule's answer.
 
     .. math:: F(x) = \frac{1}{n-f} \sum_{i \in N} x_i,\quad N = \text{the } n-f \text{ rows nearest to } P(x)
@@ -107,6 +108,7 @@ class CVA(Rule):
 
     f: int
     pivot: Rule = field(default_factory=GeometricMedian)
+    wants: ClassVar[Needs] = Needs.NORMS | Needs.DOT
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,20 +116,8 @@ class CVA(Rule):
             raise ConfigError(f"CVA: pivot must be a rule, for example GeometricMedian(), got {self.pivot!r}")
 
     @property
-    def needs(self) -> Needs:  # type: ignore[override]
-        return self.pivot.needs | Needs.NORMS | Needs.DOT
-
-    @property
-    def uses_root(self) -> bool:  # type: ignore[override]
-        return self.pivot.uses_root
-
-    @property
     def by_client(self) -> bool:  # type: ignore[override]
         return self.pivot.by_client
-
-    @property
-    def weighted(self) -> bool:  # type: ignore[override]
-        return self.pivot.weighted
 
     @property
     def huge(self) -> float | None:

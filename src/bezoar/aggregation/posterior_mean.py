@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bezoar import seeding
-from bezoar.aggregation._candidates import Candidates, about, check_prior, needed, places, prior_field, support
+from bezoar.aggregation._candidates import Candidates, check_prior, present, prior_field, support
 from bezoar.aggregation._gibbs import gibbs
 from bezoar.aggregation._gram import normalised
 from bezoar.aggregation._posterior import Model, Posterior, counted, posterior
@@ -94,15 +94,13 @@ class PosteriorMean(Rule):
         return Model(self.beta, self.exclusion, self.em_steps, self.sybils)
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
-        given = needed(self.name, self.prior)
-        clients, hostile = places(self.name, given, rows, context)
-        prior = about(self.name, given, len(clients) + len(hostile))
+        prior, clients, hostile = present(self.name, self.prior, rows, context)
         distances = normalised(rows.squared_distances()).cpu().double().numpy()
         family = _listed(prior, self.delta, self.most)
         if family is None:
             weights, honest, after = self._drawn(distances, prior, clients, hostile, state, context, generator)
         else:
-            weights, honest, after = self._enumerated(distances, family, clients, hostile, state, given.n is None)
+            weights, honest, after = self._enumerated(distances, family, clients, hostile, state)
         answer = torch.from_numpy(weights).to(rows.device)
         vector = rows.combine(answer)
         return Aggregate(vector, state=after, weights=answer, scores=torch.from_numpy(honest))
@@ -114,13 +112,12 @@ class PosteriorMean(Rule):
         clients: tuple[int, ...],
         hostile: tuple[int, ...],
         state: State,
-        open_number: bool,
     ) -> tuple[Floats, Floats, State]:
         """Weights and probabilities of being honest of the rows [m], and the memory: one number for every set."""
         sets, possible = within(family, clients, hostile)
         known = None
         past = state.get("log_likelihood")
-        if past is not None and past.shape != (len(family),) and open_number:
+        if past is not None and past.shape != (len(family),) and self.prior is not None and self.prior.n is None:
             # The prior is about as many clients as there are, and another number came: who is who is not known.
             past = None
         if self.memory and past is not None:

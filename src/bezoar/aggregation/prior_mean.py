@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._candidates import Candidates, about, check_prior, needed, places, prior_field
+from bezoar.aggregation._candidates import Candidates, about, check_prior, present, prior_field
 from bezoar.aggregation.base import Aggregate, Constant, Context, Rule, State, Sums
 from bezoar.errors import ConfigError
 from bezoar.priors import Family
@@ -62,9 +62,8 @@ class PriorMean(Rule):
         return (Constant(spread if spread > 1e-20 else 0.0, "n sum w^2 - 1 if q = 0", "exact"),)
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
-        given = needed(self.name, self.prior)
-        clients, hostile = places(self.name, given, rows, context)
-        weights = weights_of(about(self.name, given, len(clients) + len(hostile)), clients, hostile).to(rows.device)
+        prior, clients, hostile = present(self.name, self.prior, rows, context)
+        weights = weights_of(prior, clients, hostile).to(rows.device)
         return Aggregate(rows.combine(weights), weights=weights)
 
 

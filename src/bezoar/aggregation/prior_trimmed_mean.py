@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bezoar.aggregation._candidates import Candidates, about, check_prior, needed, places, prior_field
+from bezoar.aggregation._candidates import Candidates, about, check_prior, needed, present, prior_field
 from bezoar.aggregation.base import Aggregate, Context, Rule, State, check_count, reduce_columns
 from bezoar.errors import ConfigError, HostileRowsError
 from bezoar.kernels.columns import column_weighted_trimmed_mean
@@ -86,9 +86,7 @@ class PriorTrimmedMean(Rule):
         return _weighting(prior, tuple(range(n)), self.delta, self.eta, self.draws, self.seed)
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
-        prior = needed(self.name, self.prior)
-        clients, hostile = places(self.name, prior, rows, context)
-        prior = about(self.name, prior, len(clients) + len(hostile))
+        prior, clients, hostile = present(self.name, self.prior, rows, context)
         whole = tuple(sorted(clients + hostile))
         weights, phi = _weighting(prior, whole, self.delta, self.eta, self.draws, self.seed)
         self._check_share(phi)

@@ -52,8 +52,7 @@ class _Rules(Registry[Part]):
         return pipeline(table)
 
     def _table_within(self, part: Rule) -> Any:
-        tables = pipeline_tables(part)
-        return tables if len(tables) > 1 else tables[0]
+        return rule_table(part)
 
 
 RULES: Registry[Part] = _Rules(
@@ -128,3 +127,9 @@ def pipeline_tables(rule: Rule) -> list[dict[str, Any]]:
     """The list of tables that describes ``rule``."""
     parts: list[Part] = [*rule.mixings, rule.rule] if isinstance(rule, Pipeline) else [rule]
     return [RULES.table(part) for part in parts]
+
+
+def rule_table(rule: Rule) -> dict[str, Any] | list[dict[str, Any]]:
+    """The table that describes ``rule``, or the list of them if it is a pipeline."""
+    tables = pipeline_tables(rule)
+    return tables if len(tables) > 1 else tables[0]

@@ -15,22 +15,23 @@ from bezoar.aggregation._candidates import (
     about,
     candidates,
     check_prior,
+    check_sets,
     needed,
-    places,
+    present,
     prior_field,
     support,
 )
+from bezoar.aggregation._holding import Holding, for_rest
 from bezoar.aggregation.base import COLUMN_BYTES, Aggregate, Box, Constant, Context, Rule, State
 from bezoar.aggregation.geometric_median import GeometricMedian
 from bezoar.errors import ConfigError
 from bezoar.kernels.boxes import Intervals, common_box
 from bezoar.priors import Family
-from bezoar.priors.base import check_probability
 from bezoar.updates.base import Needs, Updates
 
 
 @dataclass(frozen=True)
-class SIP(Rule):
+class SIP(Holding):
     r"""Another rule's answer, projected into the box that all candidate honest sets have in common.
 
     .. math:: [F(x)]_j = \min(\max([P(x)]_j, L_j), U_j),\quad
@@ -65,6 +66,7 @@ class SIP(Rule):
     base: Rule = field(default_factory=GeometricMedian)
     delta: float = 0.0
     disjoint: Literal["error", "drop"] = "error"
+    wants: ClassVar[Needs] = Needs.BLOCKS
     spare: ClassVar[bool] = True
     by_client: ClassVar[bool] = True
 
@@ -73,21 +75,7 @@ class SIP(Rule):
         check_prior(self.name, self.prior)
         if not isinstance(self.base, Rule):
             raise ConfigError(f"SIP: base must be a rule, for example GeometricMedian(), got {self.base!r}")
-        check_probability(self.name, "delta", self.delta)
-        if self.disjoint not in ("error", "drop"):
-            raise ConfigError(f"SIP: disjoint must be 'error' or 'drop', got {self.disjoint!r}")
-
-    @property
-    def needs(self) -> Needs:  # type: ignore[override]
-        return self.base.needs | Needs.BLOCKS
-
-    @property
-    def uses_root(self) -> bool:  # type: ignore[override]
-        return self.base.uses_root
-
-    @property
-    def weighted(self) -> bool:  # type: ignore[override]
-        return self.base.weighted
+        check_sets(self.name, self.delta, self.disjoint)
 
     @property
     def huge(self) -> float | None:
@@ -98,11 +86,7 @@ class SIP(Rule):
         self.base.check(n)
 
     def within(self, kept: Tensor, n: int) -> Self:
-        declared = self.base.tolerated
-        short = 0 if declared is None else max(0, n - len(kept) - declared)
-        # More rows may be unusable than the base's f, which then becomes 0.
-        base = self.base.without(-short) if short else self.base
-        return dataclasses.replace(self, base=base.within(kept, n))
+        return dataclasses.replace(self, base=for_rest(self.base, kept, n))
 
     def constants(self, n: int, f: int, q: int) -> tuple[Constant, ...]:
         if self.prior is None or (self.prior.n is not None and self.prior.n != n):
@@ -122,9 +106,7 @@ class SIP(Rule):
         return known.intersecting() if self.disjoint == "drop" else known
 
     def _run(self, rows: Updates, state: State, context: Context, generator: torch.Generator | None) -> Aggregate:
-        prior = needed(self.name, self.prior)
-        clients, hostile = places(self.name, prior, rows, context)
-        prior = about(self.name, prior, len(clients) + len(hostile))
+        prior, clients, hostile = present(self.name, self.prior, rows, context)
         _, intervals = candidates(prior, self.delta, self.disjoint == "drop", clients, hostile)
         # A base without a prior of its own is told this one.
         answer = self.base.given(prior).aggregate(rows, state, context, generator)

@@ -12,6 +12,7 @@ from bezoar.aggregation import Rule
 from bezoar.certify.expected import MOST, Frontiers, Size, _by_count, _check, _law, _of_sets, _Sized, by_count
 from bezoar.errors import ConfigError
 from bezoar.priors import HonestPrior
+from bezoar.priors.base import quantile_of
 from bezoar.priors.checks import check_probability
 
 
@@ -81,5 +82,4 @@ def best_f(
     if law is None:
         check_probability("best_f", "delta", delta)
         law = np.bincount((~prior.sample(draws, seed)).sum(1), minlength=n + 1) / draws
-    quantile = int(np.searchsorted(np.cumsum(law), (1 - delta) * (1 - 1e-12)))
-    return ChosenF(best[0], quantile, tuple(curve))
+    return ChosenF(best[0], quantile_of(law, delta), tuple(curve))

@@ -17,7 +17,7 @@ from bezoar.priors.family import Family, Floats, Masks
 from bezoar.priors.quadrature import gauss_legendre
 from bezoar.seeding import numpy_generator
 
-__all__ = ["ENUMERABLE", "Estimate", "HonestPrior", "check_probability", "each", "likeliest", "mean_of"]
+__all__ = ["ENUMERABLE", "Estimate", "HonestPrior", "check_probability", "each", "likeliest", "mean_of", "quantile_of"]
 
 #: All 2^n sets are enumerated up to this number of clients.
 ENUMERABLE = 22
@@ -159,15 +159,12 @@ class HonestPrior(ABC):
 
     def bad_count(self) -> Floats:
         """The law of the number of bad clients: P(|B| = k) for k = 0..n, float64 [n + 1]; the last one is zero."""
-        family = self.support()
-        counts = np.bincount(family.n - family.sizes, np.exp(family.log_prob), family.n + 1)
-        return np.asarray(counts / counts.sum())
+        return self.support().bad_count()
 
     def f_quantile(self, delta: float) -> int:
         """The least f with P(|B| <= f) >= 1 - delta."""
         check_probability("f_quantile", "delta", delta)
-        # Rounding must not cost one client more.
-        return int(np.searchsorted(np.cumsum(self.bad_count()), (1 - delta) * (1 - 1e-12)))
+        return quantile_of(self.bad_count(), delta)
 
     def breakdown_probability(self, f: int) -> float:
         """P(|B| > f): how likely more clients are bad than a rule was told."""
@@ -247,6 +244,12 @@ def ordered(honest: Masks, log_prob: Floats) -> Family:
         raise ConfigError("no honest set is possible: there is nothing to be learnt under this prior")
     order = possible[np.argsort(-np.round(log_prob[possible], 10), kind="stable")]
     return Family(honest[order], log_prob[order])
+
+
+def quantile_of(law: Floats, delta: float) -> int:
+    """The least k with P(k or fewer) >= 1 - delta, from the law of a count [n + 1]."""
+    # Rounding must not cost one more.
+    return int(np.searchsorted(np.cumsum(law), (1 - delta) * (1 - 1e-12)))
 
 
 def likeliest(family: Family, delta: float) -> Family:

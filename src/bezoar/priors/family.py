@@ -98,6 +98,12 @@ class Family:
         kept = intersecting(self)
         return Family(self.honest[kept], self.log_prob[kept])
 
+    def bad_count(self) -> Floats:
+        """P(|B| = k) for k = 0..n [n + 1], given that one of the sets is the honest one."""
+        p = np.exp(self.log_prob - self.log_prob.max())
+        counts = np.bincount(self.n - self.sizes, p, self.n + 1)
+        return np.asarray(counts / counts.sum())
+
     def select(self, clients: Sequence[int] | NDArray[np.int64]) -> Family:
         """The family of the sets' parts within ``clients`` (their ids, in the order of the new columns).
 
