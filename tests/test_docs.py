@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from bezoar.aggregation import RULES
 from bezoar.attacks import ATTACKS
 from bezoar.cli import app
 from bezoar.experiments.defence import defence
+from tests.scripts import load
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,10 +66,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_generated_pages_are_what_the_docstrings_say() -> None:
-    spec = importlib.util.spec_from_file_location("make_pages", ROOT / "docs" / "make_pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load("docs/make_pages.py")
     for path, page in module.PAGES.items():
         assert path.read_text(encoding="utf-8") == page(), f"{path.name}: run python docs/make_pages.py"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from tests.reports.expected.fakes import write_grid
+from tests.scripts import load
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,13 +20,7 @@ SKEWS = ("0.1", "0.3", "1", "iid")
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_expected", ROOT / "docs" / "make_expected.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_expected"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("docs/make_expected.py")
 
 
 def test_the_page_is_what_recipes_and_records_say(script: ModuleType) -> None:

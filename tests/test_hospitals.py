@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -14,17 +13,13 @@ from bezoar.experiments import Experiment
 from bezoar.experiments.config import read_toml
 from bezoar.experiments.honesty import FromData
 from bezoar.priors import Groups
+from tests.scripts import load
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_hospitals", ROOT / "docs" / "make_hospitals.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("docs/make_hospitals.py")
 
 
 def test_the_page_has_the_records_table() -> None:

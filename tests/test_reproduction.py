@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,7 @@ from bezoar.experiments.config import read_toml
 from bezoar.experiments.grid import Grid, compare
 from bezoar.recipes import recipes
 from tests.experiments.tiny import TABLE
+from tests.scripts import load
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,15 +51,7 @@ RECIPE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_reproduction", ROOT / "docs" / "make_reproduction.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["make_reproduction"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("docs/make_reproduction.py")
 
 
 def test_the_page_is_what_recipes_and_records_say(script: ModuleType) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from functools import cache
 from html import escape
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +15,7 @@ from bezoar.experiments.grid import Grid
 from bezoar.recipes import find, recipes
 from bezoar.reports import write_report
 from bezoar.reports.expected import NONE, load_records
+from tests.scripts import load
 
 EXPECTED = tuple(name for name in recipes() if name.startswith("expected-"))
 VERDICTS = tuple(name for name in EXPECTED if name.startswith("expected-verdict"))
@@ -26,16 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def page() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_expected_for_recipes", ROOT / "docs" / "make_expected.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("docs/make_expected.py")
 
 
-@cache
 def grid(name: str, scale: str) -> Grid:
     return Grid.from_table(read_toml(find(name)), name, settings={"scale": scale}, read=Expected.from_table)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -27,10 +28,9 @@ from bezoar.cli.app import (
     prepare,
     read,
 )
+from bezoar.cli.grids import Kind
+from bezoar.cli.grids import compare as compare_grid
 from bezoar.errors import ConfigError
-
-if TYPE_CHECKING:
-    from bezoar.experiments.grid import Outcome
 
 #: Columns that the whole comparison table needs; on narrower terminals the report has the rest.
 _WIDE = 130
@@ -62,7 +62,8 @@ def run(
         expected.run_one_or_all(table, values, name, seed, out, data_dir, resume, device, allocator, quiet, as_json)
         return
     if "grid" in table:
-        _compare(table, values, name, seed, out, None, data_dir, device, 1, allocator, quiet, as_json)
+        kind = _federations()
+        compare_grid(kind, table, values, name, seed, out, None, data_dir, device, 1, allocator, quiet, as_json)
         return
     if table.get("kind") == "personalized":
         if resume:
@@ -152,72 +153,34 @@ def compare(
     table, values, name = read(source, settings)
     if table.get("kind") == "personalized":
         raise ConfigError(f"{name}: this is one personalised run, no grid; run it with 'bezoar run'")
+    kind = _federations()
     if table.get("kind") == "expected":
         from bezoar.cli import expected
 
-        expected.compare_all(table, values, name, seed, out, cells, data_dir, device, jobs, allocator, quiet, as_json)
-        return
-    _compare(table, values, name, seed, out, cells, data_dir, device, jobs, allocator, quiet, as_json)
+        kind = expected.KIND
+    compare_grid(kind, table, values, name, seed, out, cells, data_dir, device, jobs, allocator, quiet, as_json)
 
 
-def _compare(
-    table: dict[str, Any],
-    values: dict[str, Any],
-    name: str,
-    seed: int | None,
-    out: Path | None,
-    cells: Path | None,
-    data_dir: Path | None,
-    device: str,
-    jobs: int,
-    allocator: str,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    from bezoar.experiments.grid import Grid
-    from bezoar.experiments.grid import compare as compare_grid
-    from bezoar.experiments.progress import Display
-    from bezoar.reports import write_report
+def _federations() -> Kind:
+    from bezoar.experiments import Experiment
+    from bezoar.experiments import run as run_experiment
 
-    grid = Grid.from_table(table, name, seed, values)
-    folder = out or Path("runs") / grid.name
-    with Display(quiet=quiet, stderr=as_json, cells=len(grid.cells)) as display:
-        outcomes = compare_grid(
-            grid,
-            folder,
-            cells=cells,
-            data_dir=data_dir,
-            device=device,
-            jobs=jobs,
-            allocator=allocator,
-            command=command(),
-            progress=lambda cell: display.start(cell.title, cell.experiment.rounds),
-            finished=lambda outcome: display.finished(outcome.cell.title, _ending(outcome)),
-        )
-    page = write_report(folder)
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    if as_json:
-        shown = [{"labels": o.cell.labels, "summary": o.summary, "error": o.error} for o in outcomes]
-        typer.echo(json.dumps({"name": grid.name, "cells": shown, "report": str(page)}, indent=2))
-    elif not quiet:
-        _print_tables(folder)
-        typer.echo(f"report: {page}")
-    for outcome in failed:
-        typer.echo(f"bezoar: [{outcome.cell.title}] failed: {outcome.error}", err=True)
-    if failed:
-        raise typer.Exit(1)
+    return Kind(
+        read=Experiment.from_table,
+        run=run_experiment,
+        start=lambda display, cell: display.start(cell.title, cell.experiment.rounds),
+        ending=_ending,
+        show=_print_tables,
+        partial=True,
+    )
 
 
-def _ending(outcome: Outcome) -> str:
-    if outcome.summary is None:
-        return f"failed: {outcome.error}"
-    if outcome.skipped:
-        return "finished before"
-    if not outcome.summary["converged"]:
-        return str(outcome.summary["convergence_note"])
-    attack = outcome.summary["attack_accuracy"]
+def _ending(summary: Mapping[str, Any]) -> str:
+    if not summary["converged"]:
+        return str(summary["convergence_note"])
+    attack = summary["attack_accuracy"]
     shown = "" if attack is None else f", attack {attack:.1%}"
-    return f"test {outcome.summary['test_accuracy']:.1%}{shown}"
+    return f"test {summary['test_accuracy']:.1%}{shown}"
 
 
 def _print_tables(folder: Path) -> None:

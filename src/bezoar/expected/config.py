@@ -24,7 +24,7 @@ from bezoar.aggregation import Rule, pipeline, pipeline_tables
 from bezoar.attacks import ATTACKS, Attack, DataAttack, UpdateAttack
 from bezoar.data import DATASETS
 from bezoar.errors import ConfigError, nearest
-from bezoar.experiments.config import Model, PartitionField, Settings, explain, read_toml
+from bezoar.experiments.config import FolderName, Model, PartitionField, Settings, explain, read_toml
 from bezoar.priors import PRIORS, HonestPrior
 
 KIND = "expected"
@@ -178,7 +178,7 @@ class Expected(Settings):
     """
 
     kind: Literal["expected"] = "expected"
-    name: str = "expected"
+    name: FolderName = "expected"
     description: str = ""
     reading: Literal["R1", "R2"] = "R1"
     seed: int = Field(0, ge=0)
@@ -201,13 +201,6 @@ class Expected(Settings):
     @classmethod
     def _none(cls, value: tuple[LabelledAttack, ...]) -> tuple[LabelledAttack, ...]:
         return value or (LabelledAttack(label="none", attack=None),)
-
-    @field_validator("name")
-    @classmethod
-    def _plain(cls, name: str) -> str:
-        if not name or any(character in name for character in "/\\\0") or name in (".", ".."):
-            raise ConfigError(f"name must be usable as a folder name, got {name!r}")
-        return name
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

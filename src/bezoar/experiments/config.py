@@ -63,6 +63,16 @@ def _dataset(name: str) -> str:
     return name
 
 
+def folder_name(name: str) -> str:
+    """``name``, if a folder may be called that."""
+    if not name or any(character in name for character in "/\\\0") or name in (".", ".."):
+        raise ConfigError(f"name must be usable as a folder name, got {name!r}")
+    return name
+
+
+#: What records are kept under.
+FolderName = Annotated[str, AfterValidator(folder_name)]
+
 #: The name of a registered data set.
 DatasetName = Annotated[str, AfterValidator(_dataset)]
 PartitionField = Annotated[Partition, *_field(PARTITIONS)]
@@ -221,7 +231,7 @@ class Experiment(Settings):
     Load it from TOML with :meth:`load`, write it with :meth:`dump`, run it with :func:`bezoar.run`.
     """
 
-    name: str = "experiment"
+    name: FolderName = "experiment"
     description: str = ""
     reading: Annotated[str, AfterValidator(readings.check)] | None = None
     seed: int = Field(0, ge=0)
@@ -243,13 +253,6 @@ class Experiment(Settings):
     def _read(cls, table: Any) -> Any:
         name = table.get("reading") if isinstance(table, Mapping) else None
         return readings.read(table, name) if isinstance(name, str) and name in readings.READINGS else table
-
-    @field_validator("name")
-    @classmethod
-    def _plain(cls, name: str) -> str:
-        if not name or any(character in name for character in "/\\\0") or name in (".", ".."):
-            raise ConfigError(f"name must be usable as a folder name, got {name!r}")
-        return name
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

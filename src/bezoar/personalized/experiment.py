@@ -21,7 +21,7 @@ from bezoar.attacks.gradient_to_data import GRADIENT_TO_DATA, Equiprobable, Grad
 from bezoar.data import load
 from bezoar.errors import BezoarError, ConfigError
 from bezoar.experiments import environment
-from bezoar.experiments.config import DatasetName, Model, Settings, explain, read_toml
+from bezoar.experiments.config import DatasetName, Model, Settings, explain, folder_name, read_toml
 from bezoar.experiments.records import CONFIG, METRICS, SUMMARY, guarded, plain, write_atomically, write_summary
 from bezoar.models import make_model
 from bezoar.personalized.attacks import GradientAttack, Malicious, ModelAttack
@@ -111,8 +111,7 @@ class Equivalence(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if not self.name or any(character in self.name for character in "/\\\0") or self.name in (".", ".."):
-            raise ConfigError(f"name must be usable as a folder name, got {self.name!r}")
+        folder_name(self.name)
         if not self.regularizers or not self.attacks:
             raise ConfigError("needs at least one regulariser and one attack")
         if len(set(self.attacks)) < len(self.attacks) or len(set(self.regularizers)) < len(self.regularizers):
