@@ -1,0 +1,411 @@
+"""A server's round between frameworks: checked messages in, the next model and a verdict for every client out.
+
+The coordinator holds settings only. What a server remembers is a :class:`Memory`, which goes in and comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bezoar.aggregation import Aggregate, Context, Rule
+from bezoar.errors import BezoarError, ConfigError, DivergedError, HostileRowsError
+from bezoar.experiments.adversary import flags
+from bezoar.experiments.defence import Defence, defence
+from bezoar.integrations.gate import BUFFERS, Array, BufferPolicy, Field, GateError, Template
+from bezoar.seeding import generator
+from bezoar.servers import SGD, FetchSGD, Server
+from bezoar.updates import DenseUpdates, SketchUpdates, Updates
+from bezoar.updates.base import Needs, Segment
+
+#: Name of the array that holds a client's count sketch.
+SKETCH = "bezoar.sketch"
+
+State = Mapping[str, Tensor]
+
+
+class Status(IntEnum):
+    """What became of one client in a round."""
+
+    KEPT = 0
+    FLAGGED = 1
+    EXCLUDED = 2
+    FAILED = 3
+    MISSING = 4
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one client in a round, and why.
+
+    ``KEPT``: its update took part. ``FLAGGED``: it was read, but the rule gave it no weight. ``EXCLUDED``: malformed,
+    not finite or left out as hostile; counts as one of the f. ``FAILED``: the client reported an error. ``MISSING``: it
+    was asked and did not answer. The last two may happen to honest clients, and do not count.
+    """
+
+    client: int
+    status: Status
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one client sent.
+
+    Attributes:
+        client: its number, the same in every round.
+        arrays: names to arrays or ``.npy`` bytes, as they came.
+        weight: what it claims to weigh (its number of samples), NaN if it claims nothing.
+        flaw: what is wrong with the message as far as the framework could tell; "" if nothing.
+    """
+
+    client: int
+    arrays: Mapping[str, Any]
+    weight: float = float("nan")
+    flaw: str = ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the server remembers between rounds: of the rule, of the server, and the last aggregate."""
+
+    rule: State = field(default_factory=dict)
+    server: State = field(default_factory=dict)
+    last: State = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything by name, for a checkpoint."""
+        return {f"{part}.{name}": t for part in ("rule", "server", "last") for name, t in getattr(self, part).items()}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Memory:
+        """The way back from :meth:`tensors`; other names are ignored."""
+        parts: dict[str, dict[str, Tensor]] = {"rule": {}, "server": {}, "last": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            if part in parts and rest:
+                parts[part][rest] = tensor
+        return cls(**parts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A round's end.
+
+    Attributes:
+        arrays: the next model; the old one where the round was skipped.
+        memory: what the server remembers now.
+        verdicts: one a client that was asked, in the order of client numbers.
+        skipped: why the old model was kept, None where it was not.
+        record: figures for the round's record (``aggregate_norm``, ``update_norm``, ``clipped``, ``excluded``).
+    """
+
+    arrays: dict[str, Array]
+    memory: Memory
+    verdicts: tuple[Verdict, ...]
+    skipped: str | None
+    record: Mapping[str, Any]
+
+
+#: The server's own training on data it trusts, for rules that need it: round and model in, the trained model out.
+RootFn = Callable[[int, Mapping[str, Array]], Mapping[str, Array]]
+
+
+def as_defence(rule: Any, server: Server | None = None) -> Defence:
+    """A defence from a rule or pipeline, a :class:`Defence`, or a preset's name or table.
+
+    Rules alone get the server of FedAvg: the aggregate is subtracted from the model, without momentum.
+
+    Raises:
+        ConfigError: none of these, or a pipeline that does not end in a rule.
+    """
+    if isinstance(rule, Rule):
+        return Defence(rule, server or SGD(momentum=0.0))
+    if isinstance(rule, Defence | str | Mapping):
+        found = defence(rule)
+        return found if server is None else replace(found, server=server)
+    if hasattr(rule, "aggregate"):
+        rule.aggregate()  # A mixing, or several, says how to end it.
+    raise ConfigError(f"a defence is a rule, a pipeline that ends in one, a preset's name or a table; got {rule!r}")
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """The settings of a robust server.
+
+    Attributes:
+        defence: pipeline, server, noise.
+        lr: the server's rate: 1 subtracts the aggregated update.
+        weight_cap: clients' claimed weights are cut to this many times their median before a rule that uses weights
+            sees them.
+        buffers: patterns of the names of arrays that are no parameters, beside all that are not floating point.
+        buffer_policy: "median": the coordinate-wise median of the clients that were kept, "keep": the server's own,
+            "rule": floating point buffers are parameters like any other (integers are kept).
+        sketched: whether clients send count sketches (needs the server :class:`FetchSGD`).
+        root: the server's own training, where the rule asks for it (FLTrust).
+        seed: of everything that is drawn.
+    """
+
+    defence: Defence
+    lr: float = 1.0
+    weight_cap: float = 10.0
+    buffers: tuple[str, ...] = BUFFERS
+    buffer_policy: BufferPolicy = "median"
+    sketched: bool = False
+    root: RootFn | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rule = self.defence.pipeline
+        if not (self.lr > 0 and np.isfinite(self.lr)):
+            raise ConfigError(f"lr must be a number above 0, got {self.lr}")
+        if not self.weight_cap >= 1:
+            raise ConfigError(f"weight_cap must be at least 1 (times the median weight), got {self.weight_cap}")
+        if self.buffer_policy not in ("median", "keep", "rule"):
+            raise ConfigError(f"buffer_policy must be 'median', 'keep' or 'rule', got {self.buffer_policy!r}")
+        if rule.uses_root and self.root is None:
+            raise ConfigError(f"{rule.name} compares with the server's own update: give root=, its training function")
+        if self.sketched:
+            if not isinstance(self.defence.server, FetchSGD):
+                raise ConfigError("clients can send sketches to the server FetchSGD only: give server=FetchSGD(...)")
+            if rule.needs & ~Needs.NORMS or rule.uses_root:
+                raise ConfigError(f"{rule.name} can not work on sketches: means, with or without Clip, can")
+
+    def own_template(self, arrays: Mapping[str, Array]) -> Template:
+        """What the model looks like, whatever clients send."""
+        return Template.of(arrays, self.buffers, self.buffer_policy)
+
+    def template(self, arrays: Mapping[str, Array]) -> Template:
+        """What messages must look like, for this model.
+
+        Raises:
+            ConfigError: the model, or the server for it, can not work.
+        """
+        own = self.own_template(arrays)
+        self.defence.server.check(own.d)
+        if not self.sketched:
+            return own
+        assert isinstance(self.defence.server, FetchSGD)
+        sketch = self.defence.server.sketch(own.d)
+        table = Field(SKETCH, (sketch.rows, sketch.columns), np.dtype(np.float32), False, 0, sketch.cells)
+        return Template((table, *(replace(f, start=0, stop=0) for f in own.fields if f.buffer)))
+
+    def play(
+        self,
+        number: int,
+        arrays: Mapping[str, Array],
+        replies: Sequence[Reply],
+        memory: Memory,
+        failed: Mapping[int, str] | None = None,
+        missing: Sequence[int] = (),
+    ) -> Outcome:
+        """One round: nothing that a client sent raises.
+
+        Args:
+            number: the round's number, from 1.
+            arrays: the global model that clients started from; never changed.
+            replies: what came, one a client, in any order.
+            memory: what the last call returned.
+            failed: clients that reported an error, with what they said.
+            missing: clients that were asked and did not answer.
+        """
+        own = self.own_template(arrays)
+        template = self.template(arrays)
+        replies = sorted(replies, key=lambda reply: reply.client)
+        verdicts = {client: Verdict(client, Status.FAILED, why) for client, why in (failed or {}).items()}
+        verdicts |= {client: Verdict(client, Status.MISSING, "no answer") for client in missing}
+
+        def ended(why: str) -> Outcome:
+            ordered = tuple(verdicts[client] for client in sorted(verdicts))
+            excluded = sum(verdict.status is Status.EXCLUDED for verdict in ordered)
+            return Outcome(dict(arrays), memory, ordered, why, {"excluded": excluded})
+
+        read, flaws = _read(replies, template)
+        for row, reply in enumerate(replies):
+            flaw = flaws.get(row)
+            verdicts[reply.client] = Verdict(reply.client, Status.EXCLUDED if flaw else Status.KEPT, flaw or "")
+        if not any(row is not None for row in read):
+            return ended(f"none of {len(replies)} replies is usable" if replies else "no replies")
+        weights = _flat(arrays, own)
+        updates = self._updates(own, template, weights, [r.client for r in replies], read, flaws)
+        rule = self.defence.rule(self.lr)
+        try:
+            context = Context(
+                round=number,
+                model=None if self.sketched else weights,
+                client_weights=_capped(replies, self.weight_cap) if rule.weighted else None,
+                root_gradient=self._root_update(number, arrays, own, weights) if rule.uses_root else None,
+                last_aggregate=memory.last.get("aggregate"),
+            )
+            answer = rule.aggregate(updates, memory.rule, context, generator(self.seed, "defence", number))
+        except HostileRowsError as error:
+            for row in error.rows:
+                client = replies[row].client
+                verdicts[client] = Verdict(client, Status.EXCLUDED, flaws.get(row, "not finite"))
+            return ended(str(error))
+        except ConfigError as error:
+            # Too few replies for the declared f: the settings themselves were checked before the first round.
+            return ended(str(error))
+        verdicts |= {v.client: v for v in _judged(answer, replies, flaws, context.client_weights)}
+        vector = answer.vector
+        for i, part in enumerate(self.defence.post):
+            vector = part(vector, generator(self.seed, "post", number, i))
+        try:
+            moved, state, step = self._step(own, weights, vector, memory.server)
+        except DivergedError as error:
+            return ended(str(error))
+        for i, change in enumerate(self.defence.model_post):
+            moved = change(moved, number, generator(self.seed, "model post", number, i))
+        if not torch.isfinite(moved).all():
+            return ended("the next model would not be finite")
+        kept = [row for row, reply in enumerate(replies) if verdicts[reply.client].status is Status.KEPT]
+        result = _named(arrays, own, moved)
+        result |= _buffers(arrays, own, [r for r in (read[i] for i in kept) if r is not None], self.buffer_policy)
+        ordered = tuple(verdicts[client] for client in sorted(verdicts))
+        record = {
+            "aggregate_norm": float(answer.vector.double().norm()),
+            "update_norm": float(step),
+            "excluded": sum(verdict.status is Status.EXCLUDED for verdict in ordered),
+            "clipped": _clipped(answer),
+        }
+        return Outcome(result, Memory(answer.state, state, {"aggregate": answer.vector}), ordered, None, record)
+
+    def check(self, n: int) -> None:
+        """Raise ``ConfigError`` unless the rule can work with n clients a round."""
+        self.defence.rule(self.lr).check(n)
+
+    def _updates(
+        self,
+        own: Template,
+        template: Template,
+        weights: Tensor,
+        clients: Sequence[int],
+        read: Sequence[Mapping[str, Array] | None],
+        flaws: Mapping[int, str],
+    ) -> Updates:
+        ids = torch.tensor(clients, dtype=torch.int64)
+        if self.sketched:
+            assert isinstance(self.defence.server, FetchSGD)
+            sketch = self.defence.server.sketch(own.d)
+            tables = torch.full((len(read), sketch.cells), torch.nan)
+            for row, arrays in enumerate(read):
+                if arrays is not None:
+                    tables[row] = torch.from_numpy(arrays[SKETCH].reshape(-1).astype(np.float32, copy=True))
+            return SketchUpdates(tables, sketch, ids)
+        model = weights.numpy()
+        values = np.empty((len(read), own.d), own.dtype)
+        for row, arrays in enumerate(read):
+            if arrays is None:
+                values[row] = np.nan
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):
+                for part in template.parameters:
+                    at = slice(part.start, part.stop)
+                    np.subtract(model[at], arrays[part.name].reshape(-1), out=values[row, at], casting="same_kind")
+        layout = tuple(Segment(f.name, f.start, f.stop, f.shape) for f in own.parameters)
+        return DenseUpdates(torch.from_numpy(values), ids, layout, flaws)
+
+    def _step(self, own: Template, weights: Tensor, vector: Tensor, state: State) -> tuple[Tensor, State, float]:
+        server = self.defence.server
+        if self.sketched:
+            assert isinstance(server, FetchSGD)
+            rows = server.sketch(own.d).rows
+            step = server.step_sketched(vector.reshape(rows, -1), own.d, self.lr, state)
+        else:
+            step = server.step(vector, self.lr, state)
+        moved = weights.clone()
+        step.apply_(moved)
+        return moved, step.state, float(step.values.double().norm())
+
+    def _root_update(self, number: int, arrays: Mapping[str, Array], own: Template, weights: Tensor) -> Tensor:
+        assert self.root is not None
+        trained = self.root(number, arrays)
+        try:
+            return weights - _flat(own.check({name: np.asarray(value) for name, value in trained.items()}), own)
+        except GateError as error:
+            raise BezoarError(f"root: the server's own training returned another model: {error}") from None
+
+
+def _read(replies: Sequence[Reply], template: Template) -> tuple[list[dict[str, Array] | None], dict[int, str]]:
+    """Every reply's arrays (None where it is malformed), and row -> what is wrong with it."""
+    read: list[dict[str, Array] | None] = []
+    flaws: dict[int, str] = {}
+    for row, reply in enumerate(replies):
+        try:
+            if reply.flaw:
+                raise GateError(reply.flaw)
+            read.append(template.check(reply.arrays))
+        except GateError as error:
+            flaws[row] = str(error)
+            read.append(None)
+    return read, flaws
+
+
+def _capped(replies: Sequence[Reply], cap: float) -> Tensor:
+    """Claimed weights [n], none above ``cap`` times the median of those that are weights at all."""
+    claimed = torch.tensor([reply.weight for reply in replies], dtype=torch.float64)
+    usable = claimed[(claimed > 0) & torch.isfinite(claimed)]
+    return claimed.clamp(max=cap * float(usable.median())) if len(usable) else claimed
+
+
+def _judged(
+    answer: Aggregate, replies: Sequence[Reply], flaws: Mapping[int, str], claims: Tensor | None
+) -> list[Verdict]:
+    flagged = flags(answer, len(replies), claims)
+    found = []
+    for row, reply in enumerate(replies):
+        if row in answer.excluded:
+            found.append(Verdict(reply.client, Status.EXCLUDED, flaws.get(row, answer.excluded[row])))
+        elif flagged is not None and bool(flagged[row]):
+            found.append(Verdict(reply.client, Status.FLAGGED, "the rule gave it no weight"))
+        else:
+            found.append(Verdict(reply.client, Status.KEPT))
+    return found
+
+
+def _flat(arrays: Mapping[str, Array], template: Template) -> Tensor:
+    """The parameters as one vector [d]."""
+    flat = np.empty(template.d, template.dtype)
+    for part in template.parameters:
+        flat[part.start : part.stop] = arrays[part.name].reshape(-1)
+    return torch.from_numpy(flat)
+
+
+def _named(arrays: Mapping[str, Array], template: Template, weights: Tensor) -> dict[str, Array]:
+    """The vector [d] as arrays of the model's names and types; buffers as they are."""
+    flat = weights.numpy()
+    found = dict(arrays)
+    for part in template.parameters:
+        found[part.name] = flat[part.start : part.stop].reshape(part.shape).astype(part.dtype)
+    return found
+
+
+def _buffers(
+    arrays: Mapping[str, Array], template: Template, kept: Sequence[Mapping[str, Array]], policy: BufferPolicy
+) -> dict[str, Array]:
+    """The arrays that are no parameters: a median of rows is one of them for odd numbers, the lower middle for even."""
+    if policy != "median" or not kept:
+        return {}
+    found: dict[str, Array] = {}
+    for part in template.fields:
+        if not part.buffer:
+            continue
+        rows = np.stack([row[part.name] for row in kept])
+        usable = np.isfinite(rows).reshape(len(rows), -1).all(1)
+        if usable.any():
+            rows = np.sort(rows[usable], axis=0)
+            found[part.name] = np.ascontiguousarray(rows[(len(rows) - 1) // 2]).reshape(part.shape)
+    return found
+
+
+def _clipped(answer: Aggregate) -> float | None:
+    if answer.scales is None:
+        return None
+    used = answer.scales > 0
+    return float((used & (answer.scales < 1)).sum() / used.sum().clamp(min=1))
