@@ -350,8 +350,10 @@ def _read(replies: Sequence[Reply], template: Template) -> tuple[list[dict[str, 
 def _capped(replies: Sequence[Reply], cap: float) -> Tensor:
     """Claimed weights [n], none above ``cap`` times the median of those that are weights at all."""
     claimed = torch.tensor([reply.weight for reply in replies], dtype=torch.float64)
-    usable = claimed[(claimed > 0) & torch.isfinite(claimed)]
-    return claimed.clamp(max=cap * float(usable.median())) if len(usable) else claimed
+    usable = (claimed > 0) & torch.isfinite(claimed)
+    if not usable.any():
+        return claimed
+    return torch.where(usable, claimed.clamp(max=cap * float(claimed[usable].median())), claimed)
 
 
 def _judged(
