@@ -169,7 +169,7 @@ def test_what_ends_or_spoils_flower_s_own_rules(what: str) -> None:
     """The comparison that the adapter exists for; should this fail, Flower has improved and the docs must say so."""
     arrays, grid = ArrayRecord(net().state_dict()), InProcessGrid(client(liar(what)), N)
     if what == "key":
-        with pytest.raises(Exception, match="(?i)inconsisten|aggregat"):
+        with pytest.raises(Exception, match=r"(?i)inconsisten|aggregat"):
             Krum(num_malicious_nodes=2, fraction_evaluate=0.0).start(grid, arrays, num_rounds=1)
     else:
         result = FedMedian(fraction_evaluate=0.0).start(grid, arrays, num_rounds=1)
