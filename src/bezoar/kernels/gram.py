@@ -197,9 +197,7 @@ def between(products: Tensor) -> Tensor:
     return (size[:, None] + size[None, :] - 2 * products).clamp_(min=0).fill_diagonal_(0)
 
 
-def measure_again(
-    differences: Differences, d: int, distances: Tensor, near: Tensor, spread: Spread = WHOLE
-) -> None:
+def measure_again(differences: Differences, d: int, distances: Tensor, near: Tensor, spread: Spread = WHOLE) -> None:
     """Correct ``distances`` in place where ``near``: clusters of close rows are centred on one of their own."""
     while near.any():
         c = int(near.sum(1).argmax())
@@ -217,9 +215,7 @@ def measure_again(
         near[c] = near[:, c] = False
 
 
-def _cluster(
-    differences: Differences, d: int, members: Tensor, scale: float, spread: Spread
-) -> tuple[Tensor, float]:
+def _cluster(differences: Differences, d: int, members: Tensor, scale: float, spread: Spread) -> tuple[Tensor, float]:
     """Inner products of the rows ``members`` minus the first of them, times scale squared; the largest entry."""
     products = torch.zeros(len(members), len(members), dtype=torch.float64, device=members.device)
     largest = torch.zeros((), dtype=torch.float64, device=members.device)

@@ -4,7 +4,7 @@ Nothing here knows of updates or rules. ``torch.distributed`` is known in one mo
 which only a run on many processes imports.
 """
 
-from bezoar.ranks.base import ALONE, ElsewhereError, Ranks
+from bezoar.ranks.base import ALONE, Ranks, many_asked_for
 from bezoar.ranks.placement import longest_first
 
-__all__ = ["ALONE", "ElsewhereError", "Ranks", "longest_first"]
+__all__ = ["ALONE", "Ranks", "longest_first", "many_asked_for"]

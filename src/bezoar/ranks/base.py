@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,15 +12,19 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from bezoar.errors import BezoarError
+from bezoar.errors import BezoarError, ElsewhereError
 
 T = TypeVar("T")
+
+#: What torchrun tells every process.
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 Sum = Literal["sum", "max"]
 
 
-class ElsewhereError(BezoarError):
-    """Another rank failed, and rank 0 says why: nothing is to be printed here."""
+def many_asked_for() -> bool:
+    """Whether this process is one of several that torchrun, or whoever sets its variables, has started."""
+    return all(name in os.environ for name in VARIABLES) and os.environ["WORLD_SIZE"] != "1"
 
 
 class Ranks(ABC):
@@ -121,7 +126,9 @@ class Ranks(ABC):
             return value
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         length = self.told(torch.tensor(len(text)))
-        return json.loads(bytes(self.told(text if self.first else torch.empty(int(length), dtype=torch.uint8)).tolist()))
+        return json.loads(
+            bytes(self.told(text if self.first else torch.empty(int(length), dtype=torch.uint8)).tolist())
+        )
 
     def texts(self, mine: str) -> list[str]:
         """What every rank has to say."""

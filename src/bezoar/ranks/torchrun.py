@@ -16,12 +16,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from bezoar.errors import BezoarError, ConfigError
-from bezoar.ranks.base import Ranks, Sum
+from bezoar.ranks.base import VARIABLES, Ranks, Sum
 
 T = TypeVar("T")
-
-#: What torchrun tells every process.
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 #: Seconds that ranks wait for each other unless told otherwise.
 TIMEOUT = 600.0
@@ -34,11 +31,6 @@ _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 class RanksLostError(BezoarError):
     """Other ranks are gone or stuck: the run can not go on, but can be resumed."""
-
-
-def asked_for() -> bool:
-    """Whether this process is one of several that torchrun has started."""
-    return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
 
 
 class _Distributed(Ranks):
@@ -116,7 +108,9 @@ def device_of(device: str) -> str:
         raise ConfigError(f"--device {device}: every rank takes the GPU of its LOCAL_RANK; say --device cuda")
     local, here = _number("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= here:
-        raise ConfigError(f"LOCAL_RANK is {local}, but there are {here} GPUs here: start at most {here} ranks a machine")
+        raise ConfigError(
+            f"LOCAL_RANK is {local}, but there are {here} GPUs here: start at most {here} ranks a machine"
+        )
     return f"cuda:{local}"
 
 
