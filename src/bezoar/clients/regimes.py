@@ -99,12 +99,12 @@ class Clients(ABC):
         return rows, owners
 
     def load(self, counts: Indices) -> Indices:
-        """How much work a round is for clients with so many samples [n], in samples; any unit that is the same for all."""
+        """How much work a round is for clients with so many samples [n], in any unit that is the same for all."""
         return counts
 
     @property
     def shares_draws(self) -> bool:
-        """Whether layers that draw (dropout) draw for all clients at once, and not for each of them from its own stream."""
+        """Whether layers that draw (dropout) draw for all clients at once, not for each from a stream of its own."""
         return True
 
     def offers(self, n: int, row_bytes: int) -> Needs:

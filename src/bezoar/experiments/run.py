@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bezoar.errors import BezoarError, ConfigError, DivergedError
+from bezoar.errors import BezoarError, ConfigError, DivergedError, ElsewhereError
 from bezoar.experiments import environment
 from bezoar.experiments.config import Experiment
 from bezoar.experiments.losses import prior_losses, who_was_bad
@@ -253,6 +253,8 @@ def _rounds(setup: Setup, state: State, records: Records, digest: str, progress:
                 flush()
                 save_checkpoint()
                 again = "; go on with --resume" if records.folder is not None else ""
+                if not setup.ranks.first:
+                    raise ElsewhereError(f"stopped after round {state.round}")
                 raise Interrupted(f"stopped after round {state.round} of {experiment.rounds}{again}")
             try:
                 state, record, seconds = play(setup, state)

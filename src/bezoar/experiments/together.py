@@ -86,8 +86,8 @@ def _refuse_shared_draws(setup: Setup) -> None:
         chance = module.dropout if isinstance(module, nn.RNNBase | nn.MultiheadAttention) else getattr(module, "p", 0)
         if isinstance(module, nn.modules.dropout._DropoutNd | nn.RNNBase | nn.MultiheadAttention) and chance:
             raise UnsupportedError(
-                f"model: {name!r} is a {type(module).__name__} that drops out, and draws for all clients at once, which "
-                f"many ranks can not draw as one process does: run it in one process, or with clients that train for "
+                f"model: {name!r} is a {type(module).__name__} that drops out, and draws for all clients at once, "
+                f"which many ranks can not do as one process does: run it in one process, or with clients that train for "
                 f"several steps (clients.kind = 'local', batch_size > 0)"
             )
 

@@ -154,7 +154,7 @@ def updates_of(at: Round, batch: Batch, memory: Memory) -> tuple[Updates, Memory
 
 
 def _sharded_updates(at: Round, batch: Batch, memory: Memory) -> tuple[Updates, Memory]:
-    """The same on several ranks: ``batch`` holds the samples of this rank's honest clients, and of attackers that train.
+    """The same on several ranks: ``batch`` holds samples of this rank's honest clients, and of attackers that train.
 
     The momentum in the memory is that of this rank's clients only (:func:`keepers`).
     """
