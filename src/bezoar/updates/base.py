@@ -233,6 +233,8 @@ def refine_distances(distances: Tensor, norms: Tensor, rows: Updates, max_bytes:
 def measure_from(rows: Updates, vector: Tensor, distances: Tensor, near: Tensor, max_bytes: int = BLOCK_BYTES) -> None:
     """Measure ``distances`` [n] from ``vector`` [d] again, in place, for the rows ``near`` (bool [n]) to it."""
     chosen = near.nonzero().flatten()
+    if not len(chosen):
+        return
     for some in torch.split(chosen, max(1, max_bytes // max(1, vector.nbytes))):
         distances[some] = rows.distances_from(vector, some)
 
