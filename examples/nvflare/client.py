@@ -21,11 +21,13 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def accuracy(model: DigitsNet, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """The share of images that the model classifies right."""
     with torch.no_grad():
         return float((model(images).argmax(1) == labels).float().mean())
 
 
 def main() -> None:
+    """Answer the server until it says that the job is over."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=5)

@@ -80,7 +80,8 @@ def applied(start: Params, result: FLModel) -> Params:
 def same(one: Params, two: Params) -> None:
     assert set(one) == set(two)
     for name, value in one.items():
-        assert type(value) is type(two[name]) and value.dtype == two[name].dtype, name
+        assert type(value) is type(two[name]), name
+        assert value.dtype == two[name].dtype, name
         np.testing.assert_array_equal(np.asarray(value), np.asarray(two[name]), err_msg=name)
 
 
@@ -183,7 +184,8 @@ def test_a_bad_model_is_one_of_the_f(what: str, kind: Any) -> None:
     found = answer(aggregator, sent, model(0))
     assert [v.status for v in aggregator.verdicts] == [0, 0, Status.EXCLUDED, 0, 0]
     said = found.meta[META]["verdicts"]["site-3"]
-    assert said.startswith("excluded: ") and len(said) < 300
+    assert said.startswith("excluded: ")
+    assert len(said) < 300
     # With one known to be bad, the rest is aggregated as with f=0: their mean.
     rest = [trained(i)["w"].astype(np.float64) for i in (0, 1, 3, 4)]
     np.testing.assert_allclose(applied(model(0), found)["w"], np.mean(rest, axis=0), atol=1e-6)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from bezoar.experiments.defence import Defence
 from bezoar.experiments.records import plain
 from bezoar.integrations.coordinator import Coordinator, Memory, Outcome, Reply, Status, Verdict, as_defence
 from bezoar.integrations.gate import BUFFERS, Array, BufferPolicy, GateError, Template
-from bezoar.integrations.journal import Journal, evaluation_record, round_record
+from bezoar.integrations.nvflare.books import Books, settings, words
 from bezoar.integrations.nvflare.models import (
     UNKNOWN,
     Sent,
@@ -130,7 +130,8 @@ class RobustAggregator(ModelAggregator):  # type: ignore[misc]
         self._layout: Sent | None = None
         self._memory = Memory()
         self._round = 0
-        self._journal: Journal | None = None
+        self._books = Books(self.out, plain(settings(self._coordinator, label, self.clients)))
+        self._since: float | None = None
         self._template: Template | None = None
         #: The last round's verdicts, in the order of client numbers; why it was skipped, or None.
         self.verdicts: tuple[Verdict, ...] = ()
@@ -185,6 +186,7 @@ class RobustAggregator(ModelAggregator):  # type: ignore[misc]
         with self._lock:
             received, asked, given = self._received, self._asked, self._given
             self._received, self._asked, self._given, self._gate = {}, set(), None, None
+            since, self._since, aggregated = self._since, None, time.perf_counter()
         self._round = max(self._round, self._workflow_round()) + 1
         everyone = received.keys() | asked
         for name in sorted(everyone, key=natural):
@@ -200,7 +202,8 @@ class RobustAggregator(ModelAggregator):  # type: ignore[misc]
         self._log(names)
         if start is not None:
             self._template = start if isinstance(start, Template) else self._coordinator.own_template(start)
-        self._record(outcome, names, metrics)
+        seconds = {"clients": aggregated - (since or aggregated), "aggregation": time.perf_counter() - aggregated}
+        self._books.add(self._round, outcome, names, metrics, {**seconds, "evaluation": 0.0}, self.fl_ctx)
         kind, changes = ParamsType.DIFF, outcome.changes
         if model is not None:
             self._last = params_of(outcome.arrays, likes)
@@ -226,13 +229,8 @@ class RobustAggregator(ModelAggregator):  # type: ignore[misc]
 
     def close(self) -> None:
         """Write the summary; NVFlare's end of a run does that too."""
-        journal, self._journal = self._journal, None
-        if journal is not None and self._template is not None:
-            arrays = {} if self._last is None else model_of(self._last)
-            try:
-                journal.finish(arrays, self._template.d)
-            except BezoarError as error:
-                _LOG.error("bezoar: %s", error)
+        if self._template is not None:
+            self._books.close({} if self._last is None else model_of(self._last), self._template.d)
 
     # What is ours
 
@@ -240,6 +238,7 @@ class RobustAggregator(ModelAggregator):  # type: ignore[misc]
         if client is not None:
             with self._lock:
                 self._asked.add(client)
+                self._since = self._since or time.perf_counter()
         try:
             params = FLModelUtils.from_shareable(shareable).params
             if params and params is not self._given:
@@ -315,41 +314,8 @@ class RobustAggregator(ModelAggregator):  # type: ignore[misc]
     def _meta(self, names: Mapping[int, str]) -> dict[str, Any]:
         if not self.verdicts_in_meta:
             return {}
-        said = {names[v.client]: _words(v) for v in self.verdicts}
+        said = {names[v.client]: words(v) for v in self.verdicts}
         return {META: {"round": self._round, "skipped": self.skipped, "verdicts": said}}
-
-    def _record(self, outcome: Outcome, names: Mapping[int, str], metrics: Mapping[str, float]) -> None:
-        if self.out is None:
-            return
-        if self._journal is None:
-            journal = Journal(self._folder(self.out), self.settings())
-            journal.open(resume=False)
-            self._journal = journal
-        record = round_record(self._round, self.lr, len(names), outcome.verdicts, outcome.record, outcome.skipped)
-        record["verdicts"] = {names[v.client]: _words(v) for v in outcome.verdicts if v.status}
-        # Clients evaluate the model that they start from: the last round's.
-        known = [evaluation_record(self._round - 1, metrics, "clients")] if metrics and self._round > 1 else []
-        self._journal.add(*known, record)
-
-    def settings(self) -> dict[str, Any]:
-        """The settings as a table, as they stand in the records."""
-        made = self._coordinator
-        table = {"weight_cap": made.weight_cap, "buffers": list(made.buffers), "buffer_policy": made.buffer_policy}
-        if self.clients is not None:
-            table["clients"] = self.clients
-        defence = made.defence.table()
-        head = {"kind": "nvflare", "name": self.label, "seed": self.seed, "lr": self.lr}
-        return plain({**head, "defence": defence, "nvflare": table})
-
-    def _folder(self, out: str) -> Path:
-        engine = None if self.fl_ctx is None else self.fl_ctx.get_engine()
-        if engine is None or Path(out).is_absolute():
-            return Path(out)
-        return Path(engine.get_workspace().get_run_dir(self.fl_ctx.get_job_id())) / out
-
-
-def _words(verdict: Verdict) -> str:
-    return verdict.status.name.lower() + (f": {verdict.reason}" if verdict.reason else "")
 
 
 def _peer(fl_ctx: FLContext) -> str | None:
