@@ -13,13 +13,14 @@ import pytest
 pytest.importorskip("nvflare")
 
 from nvflare.app_common.np.recipes.fedavg import NumpyFedAvgRecipe
+from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 from nvflare.fuel.utils.class_utils import instantiate_class
 from nvflare.job_config.api import FedJob
 
 from bezoar.aggregation import FABA, NNM, SIP, Bucketing, CenteredClipping, Clip, Mean, TrimmedMean
 from bezoar.errors import ConfigError
 from bezoar.experiments.defence import PRESETS, Defence
-from bezoar.integrations.nvflare import RobustAggregator, use_installed
+from bezoar.integrations.nvflare import RobustAggregator, forgive_errors, use_installed
 from bezoar.integrations.nvflare.books import settings
 from bezoar.priors import Independent
 from bezoar.servers import SGD, FetchSGD, SparseFed
@@ -93,6 +94,23 @@ def test_a_job_carries_no_copy_if_told_so(tmp_path: Path) -> None:
     assert use_installed(fed).job.app_packages == ["bezoar", "mine"]
     with pytest.raises(ConfigError, match="FedJob"):
         use_installed("job")
+
+
+def test_a_client_s_error_ends_a_job_no_more_if_told_so(tmp_path: Path) -> None:
+    job = recipe(RobustAggregator(Mean()), tmp_path / "client.py")
+    assert forgive_errors(job) is job
+    job.export(str(tmp_path / "jobs"))
+    config = json.loads(next((tmp_path / "jobs").rglob("config_fed_server.json")).read_text())
+    assert config["workflows"][0]["args"]["ignore_result_error"] is True
+    older = FedJob(name="other")
+    with pytest.raises(ConfigError, match="no workflow"):
+        forgive_errors(older)
+    older.to_server(ScatterAndGather(min_clients=2, num_rounds=1))
+    forgive_errors(older).export_job(str(tmp_path / "older"))
+    config = json.loads(next((tmp_path / "older").rglob("config_fed_server.json")).read_text())
+    assert config["workflows"][0]["args"]["ignore_result_error"] is True
+    with pytest.raises(ConfigError, match="FedJob"):
+        forgive_errors(None)
 
 
 def test_the_extra_is_named_where_nvflare_is_absent() -> None:

@@ -10,6 +10,6 @@ except ImportError as _error:
 
 from bezoar.integrations.coordinator import Status, Verdict
 from bezoar.integrations.nvflare.aggregator import META, RobustAggregator
-from bezoar.integrations.nvflare.jobs import use_installed
+from bezoar.integrations.nvflare.jobs import forgive_errors, use_installed
 
-__all__ = ["META", "RobustAggregator", "Status", "Verdict", "use_installed"]
+__all__ = ["META", "RobustAggregator", "Status", "Verdict", "forgive_errors", "use_installed"]

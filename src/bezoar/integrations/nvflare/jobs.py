@@ -1,10 +1,13 @@
-"""What becomes of bezoar in a job that is packed for other machines."""
+"""What a job needs beside the aggregator: no copy of the package, and patience with clients that fail."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from bezoar.errors import ConfigError
+
+#: How NVFlare's workflows remember whether a client's error ends the job.
+_ERRORS = ("_ignore_result_error", "ignore_result_error")
 
 
 def use_installed(job: Any) -> Any:
@@ -17,9 +20,37 @@ def use_installed(job: Any) -> Any:
     Args:
         job: a recipe of NVFlare, or a ``FedJob``.
     """
-    found = getattr(job, "_job", job)  # A recipe keeps its job to itself.
-    settings = getattr(found, "job", None)
-    if settings is None or not hasattr(found, "set_app_packages"):
-        raise ConfigError(f"neither a recipe of NVFlare nor a FedJob: {job!r}")
-    found.set_app_packages(sorted({*settings.app_packages, "bezoar"}))
+    found = _fed_job(job)
+    found.set_app_packages(sorted({*found.job.app_packages, "bezoar"}))
     return job
+
+
+def forgive_errors(job: Any) -> Any:
+    """Let no client's error end a job; returns ``job``.
+
+    As NVFlare comes, one client that reports an error ends FedAvg for all, since the others are too few. Forgiven
+    clients are ``missing`` in the verdicts.
+
+    Args:
+        job: a recipe of NVFlare, or a ``FedJob``; what was added to its server so far.
+
+    Raises:
+        ConfigError: no workflow of the job knows how to forgive.
+    """
+    found = 0
+    for app in _fed_job(job)._deploy_map.values():
+        for workflow in getattr(app.app_config, "workflows", ()):
+            for name in _ERRORS:
+                if hasattr(workflow.controller, name):
+                    setattr(workflow.controller, name, True)
+                    found += 1
+    if not found:
+        raise ConfigError("the job has no workflow that can ignore a client's error; add FedAvg or another first")
+    return job
+
+
+def _fed_job(job: Any) -> Any:
+    found = getattr(job, "_job", job)  # A recipe keeps its job to itself.
+    if not hasattr(found, "set_app_packages") or not hasattr(found, "_deploy_map"):
+        raise ConfigError(f"neither a recipe of NVFlare nor a FedJob: {job!r}")
+    return found
