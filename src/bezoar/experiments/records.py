@@ -39,10 +39,15 @@ def _sync_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
     temporary = path.with_name(path.name + ".part")
     with guarded(path):
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
