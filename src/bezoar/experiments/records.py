@@ -194,8 +194,8 @@ class Records:
         for line in (self.folder / TIMINGS).read_text(encoding="utf-8").splitlines():
             self.timings.append(json.loads(line))
 
-    def add(self, records: Iterable[Mapping[str, Any]], timings: Iterable[Mapping[str, Any]]) -> None:
-        """Append rounds and evaluations, in order, and the seconds they took."""
+    def add(self, records: Iterable[Mapping[str, Any]], timings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Append rounds and evaluations, in order, and the seconds they took; returns all as they were written."""
         metrics = [plain(record) for record in records]
         seconds = [plain(record) for record in timings]
         for record in metrics:
@@ -204,6 +204,7 @@ class Records:
         if self.folder is not None:
             _append(self.folder / METRICS, metrics)
             _append(self.folder / TIMINGS, seconds)
+        return [*metrics, *seconds]
 
     def save_checkpoint(self, round: int, tensors: Mapping[str, Tensor], digest: str) -> None:
         """Replace the checkpoint."""

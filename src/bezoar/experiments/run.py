@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +22,9 @@ from bezoar.experiments.losses import prior_losses, who_was_bad
 from bezoar.experiments.records import CONFIG, WEIGHTS, Records, alone, load_tensors, plain, read_summary
 from bezoar.experiments.rounds import Clock, State, evaluate, play
 from bezoar.experiments.setup import Setup, prepare
+from bezoar.tracking.base import Started, Tracker, flat
+from bezoar.tracking.kinds import chosen
+from bezoar.tracking.telling import Telling
 
 #: Told after every round (kind "round") and evaluation (kind "evaluation"); records may hold tensors.
 Progress = Callable[[Mapping[str, Any]], None]
@@ -72,6 +77,7 @@ def run(
     progress: Progress | None = None,
     command: str | None = None,
     wait: bool = False,
+    trackers: Sequence[Tracker | str | Mapping[str, Any]] = (),
 ) -> RunResult:
     """Run ``experiment`` and record it in the directory ``out`` (None: in memory only).
 
@@ -84,21 +90,26 @@ def run(
         progress: called with every record.
         command: shell command to note in the summary.
         wait: for another process that is running in ``out``.
+        trackers: follow the run too (:mod:`bezoar.tracking`): names, tables with ``kind``, or objects. They need an
+            ``out``. One that fails does not end the run.
 
     Raises:
-        ConfigError: the experiment can not run, or ``out`` is taken.
+        ConfigError: the experiment or a tracker can not run, or ``out`` is taken.
         BusyError: another process is running in ``out``.
         DataError: data are missing or damaged.
         Interrupted: stopped by Ctrl-C after writing a checkpoint.
     """
     folder = None if out is None else Path(out)
+    followers = chosen(trackers)
     if folder is None:
-        return _run(experiment, None, data_dir, resume, device, progress, command)
+        if followers:
+            raise ConfigError("trackers write into the run's directory: give one as out")
+        return _run(experiment, None, data_dir, resume, device, progress, command, followers)
     finished = _finished(folder, experiment.hash()) if resume else None
     if finished is not None:
         return finished
     with alone(folder, wait):
-        return _run(experiment, folder, data_dir, resume, device, progress, command)
+        return _run(experiment, folder, data_dir, resume, device, progress, command, followers)
 
 
 def _run(
@@ -109,6 +120,7 @@ def _run(
     device: str | torch.device,
     progress: Progress | None,
     command: str | None,
+    trackers: Mapping[str, Tracker],
 ) -> RunResult:
     digest = experiment.hash()
     if folder is not None and resume:
@@ -125,24 +137,47 @@ def _run(
         state = State()
         if checkpoint is not None:
             state = _restore(setup, checkpoint.round, checkpoint.tensors)
-        diverged = _rounds(setup, state, records, digest, progress)
-    twin = None
-    if experiment.evaluation.twin:
-        twin = run(
-            experiment.without_attack(),
-            None if folder is None else folder / "twin",
-            data_dir=data_dir,
-            resume=resume or folder is not None,
-            device=device,
-            progress=None,
-        )
-    weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
-    summary = _summary(experiment, setup, records, digest, diverged, command)
-    if twin is not None:
-        summary.update(distances(weights, twin.weights))
-    summary = plain(summary)
-    records.finish(summary, weights)
+        with _followed(trackers, experiment, records, digest, state.round) as telling:
+            diverged = _rounds(setup, state, records, digest, progress, telling)
+            twin = None
+            if experiment.evaluation.twin:
+                twin = run(
+                    experiment.without_attack(),
+                    None if folder is None else folder / "twin",
+                    data_dir=data_dir,
+                    resume=resume or folder is not None,
+                    device=device,
+                    progress=None,
+                )
+            weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
+            summary = _summary(experiment, setup, records, digest, diverged, command)
+            if twin is not None:
+                summary.update(distances(weights, twin.weights))
+            summary = plain(summary)
+            if telling is not None:
+                telling.finish(summary)
+                summary["trackers"] = dict(telling.report)
+            records.finish(summary, weights)
     return RunResult(summary, records.rounds, records.evaluations, weights, folder)
+
+
+@contextlib.contextmanager
+def _followed(
+    trackers: Mapping[str, Tracker], experiment: Experiment, records: Records, digest: str, round: int
+) -> Iterator[Telling | None]:
+    """Trackers of a run that begins after ``round``; they hear of it if it ends before its end."""
+    if not trackers:
+        yield None
+        return
+    assert records.folder is not None
+    parameters = flat(tomllib.loads(experiment.dumps()))
+    started = Started(experiment.name, digest, parameters, records.folder, round)
+    telling = Telling(trackers, started, [*records.rounds, *records.evaluations, *records.timings])
+    try:
+        yield telling
+    finally:
+        # Those that were told the summary are not told again.
+        telling.finish(None)
 
 
 def _finished(folder: Path, digest: str) -> RunResult | None:
@@ -190,7 +225,9 @@ def _tensors(setup: Setup, state: State) -> dict[str, Tensor]:
     return tensors | {f"buffer.{name}": value for name, value in setup.model.named_buffers()}
 
 
-def _rounds(setup: Setup, state: State, records: Records, digest: str, progress: Progress | None) -> str | None:
+def _rounds(
+    setup: Setup, state: State, records: Records, digest: str, progress: Progress | None, telling: Telling | None
+) -> str | None:
     """Play all remaining rounds; returns why the run diverged, None if it did not."""
     experiment = setup.experiment
     metrics: list[Mapping[str, Any]] = []
@@ -199,7 +236,9 @@ def _rounds(setup: Setup, state: State, records: Records, digest: str, progress:
 
     def flush() -> None:
         nonlocal written
-        records.add(metrics, timings)
+        written_down = records.add(metrics, timings)
+        if telling is not None:
+            telling.log(written_down)
         metrics.clear()
         timings.clear()
         written = time.monotonic()

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from bezoar.experiments.cells import Cell, CellProgress, Job, Outcome
+from bezoar.experiments.engines._news import RETRIES
 from bezoar.experiments.engines.local import InTurn, Processes
+from bezoar.experiments.engines.ray import Ray
 
 
 class Engine(Protocol):
@@ -32,4 +34,4 @@ def local(jobs: int = 1, allocator: str = "default") -> Engine:
     return InTurn() if jobs == 1 else Processes(jobs, allocator)
 
 
-__all__ = ["Engine", "InTurn", "Processes", "local"]
+__all__ = ["RETRIES", "Engine", "InTurn", "Processes", "Ray", "local"]

@@ -33,9 +33,7 @@ def check() -> Callable[..., str | None]:
 def task() -> Callable[..., tuple[str | None, Any]]:
     """A function that runs a cell: why the machine can not, and the answer."""
 
-    def run_cell(
-        ours: dict[str, str], paths: list[str], key: str, work: bytes, news: Any
-    ) -> tuple[str | None, Any]:
+    def run_cell(ours: dict[str, str], paths: list[str], key: str, work: bytes, news: Any) -> tuple[str | None, Any]:
         import os
         import pickle
         import socket

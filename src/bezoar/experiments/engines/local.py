@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -134,11 +135,9 @@ class _Worker:
 
     def begin(self, turn: _Turn, job: Job) -> None:
         self.turn = turn
-        try:
+        # If it has died already, reading from the pipe will tell.
+        with contextlib.suppress(OSError):
             self.pipe.send((turn.cell, job, turn.wait))
-        except OSError:
-            # It has died already, which reading from the pipe will tell.
-            pass
 
     def end(self) -> int | None:
         """Stop it, at once if it is running a cell; its exit status."""

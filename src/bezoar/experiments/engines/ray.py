@@ -9,7 +9,7 @@ import secrets
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -270,8 +270,8 @@ def _connect(ray: Any, address: str | None) -> None:
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     if "://" in target:
         raise ConfigError(
-            f"--ray-address {target}: give HOST:PORT of the cluster (port 6379 as a rule), on a machine that is part of "
-            "it; from elsewhere send the command there with 'ray job submit'"
+            f"--ray-address {target}: give HOST:PORT of the cluster (port 6379 as a rule), on a machine that is part "
+            "of it; from elsewhere send the command there with 'ray job submit'"
         )
     if ":" in target:
         _reach(target)
@@ -279,9 +279,7 @@ def _connect(ray: Any, address: str | None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ray.init(
-                address=target, log_to_driver=False, logging_level="ERROR", configure_logging=False, **options
-            )
+            ray.init(address=target, log_to_driver=False, logging_level="ERROR", configure_logging=False, **options)
     except (Exception, SystemExit) as error:
         raise BezoarError(
             f"the Ray cluster {target!r} can not be joined: {_first(error)} (this machine has to be part of it, and "
@@ -304,5 +302,3 @@ def _first(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     return lines[-1] if "Traceback" in str(error) or str(error).startswith("\x1b") else lines[0]
-
-
