@@ -89,7 +89,7 @@ def compare(
     engine: Engine | None = None,
 ) -> None:
     """All cells of a grid; those that have finished are skipped, others go on. Exits with 1 if one failed."""
-    from bezoar.experiments.engines import InTurn, Processes
+    from bezoar.experiments.engines import Ray
     from bezoar.experiments.grid import Grid
     from bezoar.experiments.grid import compare as compare_grid
     from bezoar.experiments.progress import Display
@@ -102,7 +102,7 @@ def compare(
     if trackers:
         if not kind.tracked:
             raise ConfigError(f"{name}: --track follows rounds, and experiments of this kind have none")
-        options["trackers"] = together(trackers, grid.name, folder if isinstance(engine, InTurn | Processes) else None)
+        options["trackers"] = together(trackers, grid.name, None if isinstance(engine, Ray) else folder)
     with Display(quiet=quiet, stderr=as_json, cells=len(grid.cells)) as display:
         outcomes = compare_grid(
             grid,

@@ -74,7 +74,7 @@ class Ray:
         token = store / f".here-{secrets.token_hex(8)}"
         try:
             self._check_nodes(ray)
-            token.touch()
+            _mark(token)
             yield from _Play(ray, self, replace(job, store=store), token.name, progress).run(cells)
         except KeyboardInterrupt:
             raise Interrupted("stopped; run the same command to go on from the last checkpoints") from None
@@ -252,6 +252,11 @@ class _Play:
             for ref in left:
                 self._ray.cancel(ref, force=True)
         self._ray.kill(self._news)
+
+
+def _mark(token: Path) -> None:
+    """Leave a file by which machines that share its folder know that they do."""
+    token.touch()
 
 
 def _library() -> Any:
