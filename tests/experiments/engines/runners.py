@@ -41,7 +41,8 @@ def killed_always(experiment: Experiment, folder: Path, *, progress: Any, data_d
 def _killed(
     times: int, experiment: Experiment, folder: Path, progress: Any, data_dir: Path, options: Mapping[str, Any]
 ) -> RunResult:
-    tries = _note(data_dir, f"begins {experiment.seed}")
+    where = "here" if Path(folder).is_relative_to(data_dir) else "elsewhere"
+    tries = _note(data_dir, f"begins {experiment.seed} {where}")
     first = True
 
     def tell(record: Mapping[str, Any]) -> None:

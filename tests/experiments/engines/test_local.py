@@ -30,19 +30,13 @@ def same(grid: Grid, one: Path, two: Path) -> None:
 
 def test_a_process_that_is_killed_costs_only_its_cell(tmp_path: Path) -> None:
     grid = small()
-    outcomes = compare(
-        grid,
-        tmp_path / "out",
-        data_dir=tmp_path,
-        engine=Processes(2),
-        runner=runners.killed_once,
-        progress=lambda _: None,
-    )
+    options: dict[str, Any] = {"data_dir": tmp_path, "runner": runners.killed_once, "progress": lambda _: None}
+    outcomes = compare(grid, tmp_path / "out", engine=Processes(2), **options)
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert sorted(runners.noted(tmp_path)) == [
-        "begins 0",
-        "begins 0",
-        "begins 1",
+        "begins 0 here",
+        "begins 0 here",
+        "begins 1 here",
         "seed 0 from 1",
         # After the checkpoint of round 6.
         "seed 0 from 7",

@@ -99,6 +99,7 @@ def test_a_killed_worker_costs_only_its_cell(
     """Both where nodes share the folder and where files have to come back: the bits are those of an unharmed run."""
     if not shared:
         monkeypatch.setattr(engine, "_mark", lambda token: None)
+    where = "here" if shared else "elsewhere"
     grid = small()
     told: list[str] = []
     outcomes = compare(
@@ -111,9 +112,9 @@ def test_a_killed_worker_costs_only_its_cell(
     )
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert sorted(runners.noted(tmp_path)) == [
-        "begins 0",
-        "begins 0",
-        "begins 1",
+        f"begins 0 {where}",
+        f"begins 0 {where}",
+        f"begins 1 {where}",
         "seed 0 from 1",
         # After the checkpoint of round 6, which was here before the worker died.
         "seed 0 from 7",
@@ -165,9 +166,7 @@ def test_errors_name_the_node_and_busy_cells_come_last(address: str, tmp_path: P
 def test_what_can_not_run_is_told_before_anything_runs(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        ConfigError, match=r"no node of the cluster has 64 CPUs and 0 GPUs for a cell; nodes have \S+: 1"
-    ):
+    with pytest.raises(ConfigError, match=r"no node of the cluster has 64 CPUs and 0 GPUs for a cell; nodes have "):
         compare(small(), tmp_path, engine=Ray(address, cpus=64))
     ours = engine.code()
     for change, says in (
