@@ -57,6 +57,7 @@ class Daemons:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TMPDIR": self.ray,
             "OMP_NUM_THREADS": "1",

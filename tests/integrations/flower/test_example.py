@@ -22,7 +22,7 @@ from tests.integrations.flower.daemons import ROOT, Daemons, daemons, free_ports
 APP = ROOT / "examples" / "flower"
 FEDAVG = '["mean"]'
 #: What a deployment of three clients uses: one of them is left out in every round.
-FABA = '[{kind = "faba", f = 1}]'
+MDA = '[{kind = "mda", f = 1}]'
 
 
 def defaults() -> dict[str, Any]:
@@ -144,7 +144,7 @@ def test_simulation(apps: Any, tmp_path: Path) -> None:
     """``flwr run`` with its engine on Ray: two actors, answers in any order, the same bits."""
     pytest.importorskip("ray")
     expected = play(apps, tmp_path / "expected", rounds=3)
-    with daemons(tmp_path / "sim", limit=200) as processes:
+    with daemons(tmp_path / "sim", limit=240) as processes:
         (port,) = free_ports(1)
         superlink(processes, port, "--simulation")
         federation = "num-supernodes=10 client-resources-num-cpus=1"
@@ -157,7 +157,7 @@ def test_simulation(apps: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_deployment(apps: Any, tmp_path: Path) -> None:
     """A SuperLink and three SuperNodes as processes of their own; partition 0 is malicious."""
-    expected = play(apps, tmp_path / "expected", clients=3, rounds=2, malicious=0.34, rule=FABA)
+    expected = play(apps, tmp_path / "expected", clients=3, rounds=2, malicious=0.34, rule=MDA)
     with daemons(tmp_path / "real", limit=240) as processes:
         port, *own = free_ports(4)
         superlink(processes, port)
@@ -166,7 +166,7 @@ def test_deployment(apps: Any, tmp_path: Path) -> None:
             processes.start(
                 f"supernode-{number}", [*command, "--node-config", f"partition-id={number} num-partitions=3"]
             )
-        out = flwr_run(processes, tmp_path / "out", f"rounds=2 malicious=0.34 rule='{FABA}'")
+        out = flwr_run(processes, tmp_path / "out", f"rounds=2 malicious=0.34 rule='{MDA}'")
     same(out, expected)
     assert [r["cohort"] for r in rounds(out)] == [3, 3]
     assert all(list(r["verdicts"]) == ["0"] and r["verdicts"]["0"].startswith("flagged") for r in rounds(out))
