@@ -42,7 +42,9 @@ def train(
     loss = 0.0
     for _ in range(epochs):
         loss = 0.0
-        for batch in torch.randperm(len(rows), generator=draws).split(batch_size):
+        order = torch.randperm(len(rows), generator=draws)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
             optimiser.zero_grad()
             value = functional.cross_entropy(net(inputs[batch]), targets[batch])
             value.backward()  # type: ignore[no-untyped-call]

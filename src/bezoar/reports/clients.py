@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bezoar.reports.records import Comparison, Run, as_comparison
 from bezoar.reports.rows import Grid, grid
-from bezoar.reports.tables import Column, Table
+from bezoar.reports.tables import Column, Entry, Table
 
 #: What can become of a client beside "kept", the worst first.
 VERDICTS = ("excluded", "flagged", "failed", "missing")
@@ -48,7 +48,10 @@ def clients_table(records: Comparison | Run | Grid) -> Table | None:
         *(Column(verdict, verdict, "rounds") for verdict in VERDICTS),
         Column("last", "last time", numeric=False),
     )
-    rows = tuple((c, *(found[c].counts[verdict] for verdict in VERDICTS), found[c].last) for c in order[:MOST])
+    rows: list[tuple[Entry, ...]] = [
+        (client, *(found[client].counts[verdict] for verdict in VERDICTS), found[client].last)
+        for client in order[:MOST]
+    ]
     notes = [
         "Excluded: malformed, not finite or left out as hostile. Flagged: read, but the rule gave it no weight, as "
         "some rules do with most honest clients. Failed: the client reported an error. Missing: it did not answer. "
@@ -56,7 +59,7 @@ def clients_table(records: Comparison | Run | Grid) -> Table | None:
     ]
     if len(found) > MOST:
         notes.insert(0, f"The first {MOST} of {len(found)} clients; all of them are in metrics.jsonl.")
-    return Table("clients", "What became of the clients", columns, rows, tuple(notes))
+    return Table("clients", "What became of the clients", columns, tuple(rows), tuple(notes))
 
 
 def _number(client: str) -> tuple[int, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +16,9 @@ from typing import Any
 import pytest
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import Strategy
 
-from bezoar.integrations.flower import run_in_process
+from bezoar.integrations.flower import RobustStrategy, run_in_process
 from bezoar.reports import write_report
 from tests.integrations.flower.daemons import ROOT, Daemons, daemons, free_ports
 
@@ -80,9 +83,21 @@ def test_the_same_seed_gives_the_same_bits(apps: Any, tmp_path: Path) -> None:
     assert (one / "weights.safetensors").read_bytes() != (other / "weights.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("rule", ["clip", '{preset = "krum", f = 2, momentum = 0.0}', '[{kind = "clip", radius = 1.0}, "mean"]'])
+@pytest.mark.parametrize(
+    "rule", ["clip", '{preset = "krum", f = 2, momentum = 0.0}', '[{kind = "clip", radius = 1.0}, "mean"]']
+)
 def test_rules_are_names_tables_or_pipelines(apps: Any, tmp_path: Path, rule: str) -> None:
     assert len(rounds(play(apps, tmp_path / "out", rounds=1, rule=rule))) == 1
+
+
+def test_the_app_as_a_command(apps: Any, tmp_path: Path) -> None:
+    from bezoar_digits.__main__ import main  # type: ignore[import-not-found, unused-ignore]
+
+    main(["clients=4", "rounds=1", "rule='[\"median\"]'", f"out='{tmp_path / 'out'}'"])
+    (only,) = rounds(tmp_path / "out")
+    assert only["cohort"] == 4
+    with pytest.raises(SystemExit, match="no setting is called 'round'"):
+        main(["round=1"])
 
 
 def test_a_wrong_attack_is_named(apps: Any, tmp_path: Path) -> None:
@@ -95,7 +110,7 @@ def test_a_wrong_attack_is_named(apps: Any, tmp_path: Path) -> None:
 def test_a_killed_server_goes_on_to_the_same_bits(apps: Any, tmp_path: Path) -> None:
     """Killed by a signal that nobody can catch, in the middle of round 3."""
     whole = play(apps, tmp_path / "whole", rounds=4, rule='{preset = "sparsefed", k = 200}')
-    code = f"""
+    code = """
 import json, os, signal, sys
 from bezoar.integrations.flower import run_in_process
 from bezoar_digits import client_app, server_app, task
@@ -137,6 +152,19 @@ def superlink(processes: Daemons, port: int, *options: str) -> None:
     processes.start("superlink", [*command, "--disable-runtime-dependency-installation", *options])
     processes.listening("superlink", port)
     processes.connect(port)
+
+
+def test_the_page_lists_every_option() -> None:
+    page = (ROOT / "docs" / "flower.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)` \|([^|]*)\|", page, flags=re.M))
+    made = inspect.signature(RobustStrategy).parameters
+    started = inspect.signature(RobustStrategy.start).parameters
+    flowers = inspect.signature(Strategy.start).parameters
+    assert listed.keys() == {*made, *(started.keys() - flowers.keys())}
+    for name, default in listed.items():
+        if re.fullmatch(r"[\d.]+|`.*`", default.strip()):
+            value = {**started, **made}[name].default
+            assert default.strip().strip("`") == (f'"{value}"' if isinstance(value, str) else str(value)), name
 
 
 @pytest.mark.slow
