@@ -17,9 +17,9 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import bezoar.integrations.flower  # noqa: F401  Says which extra to install.
 from flwr.serverapp.strategy import Strategy
 
+import bezoar.integrations.flower  # noqa: F401  Says which extra to install.
 from bezoar.errors import ConfigError, nearest
 from bezoar.integrations.conformance.cases import CASES, Case
 from bezoar.integrations.conformance.stage import Setting

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,17 @@ import numpy as np
 from flwr.app import Message
 
 from bezoar.integrations.conformance import lies
-from bezoar.integrations.conformance.stage import Lie, Stage, distance, start
+from bezoar.integrations.conformance.stage import Lie, Stage, distance, exact, start
 from bezoar.integrations.conformance.trial import Fault, Played, Trial, same, survives, tells
 
 #: A claim moves the model at most this share of the way to the client that makes it.
 SHARE = 0.75
 
 #: Rounds in which distances must keep their digits; a rule that sees noise gets some of them right by chance.
-DRAWS = 10
+DRAWS = 5
+
+#: Moves that differ by more than this many times the longest honest update are not alike.
+ALIKE = 0.1
 
 NEAR = "the reply is left out or bounded: the round goes on and the model stays near the honest ones"
 BOUNDED = "one claim moves the model at most three quarters of the way to the client that makes it"
@@ -116,14 +118,23 @@ def _against(trial: Trial) -> None:
 
 @_case(
     "precision",
-    "updates 1e-5 times as long as the model itself; f against the honest ones, 4 times as long",
-    "distances are those of updates, not of weights, whose float32 digits do not hold them",
+    "the same small updates, to a small model and to one 25,000 times as long as they are; all are honest",
+    "the model moves alike: distances are those of updates, not of weights, whose float32 digits do not hold them",
 )
 def _precision(trial: Trial) -> None:
-    origin = dataclasses.replace(start(trial.setting, scale=1000.0), step=0.01)
-    lie = lies.against(trial.setting, 4)
     for draw in range(DRAWS):
-        survives(trial.play(lie, origin=origin, draw=draw, after=False))
+        moves = []
+        for scale in (1.0, 256.0):
+            played = trial.play(origin=exact(trial.setting, scale), draw=draw, after=False)
+            survives(played)
+            if played.arrays is None:
+                return
+            old, new = played.origin.arrays, played.arrays
+            moves.append({name: new[name].astype(np.float64) - old[name] for name in played.origin.parameters})
+        if distance(moves[0], moves[1], moves[0]) > ALIKE * played.longest:
+            raise Fault(
+                "other choice", "around weights that are long beside the updates the strategy decides otherwise"
+            )
 
 
 def _claims(value: Any) -> Callable[[Trial], None]:
@@ -161,7 +172,9 @@ def _zero(trial: Trial) -> None:
     survives(trial.play(lies.claim(0), liars=-1), may_keep=True)
 
 
-@_case("metrics", "f clients report a loss of 1e30 and are honest in all else", "what is reported stays among honest ones")
+@_case(
+    "metrics", "f clients report a loss of 1e30 and are honest in all else", "what is reported stays among honest ones"
+)
 def _metrics(trial: Trial) -> None:
     _among(trial.play(lies.report(1e30)).metrics or {}, "train-loss", 1.0, 2.0)
 
@@ -276,13 +289,17 @@ def _half(trial: Trial) -> None:
     survives(trial.play(origin=start(trial.setting, np.float16)))
 
 
-@_case("integers", "a model with BatchNorm's buffers, one of them a count; all are honest", "the count stays an integer")
+@_case(
+    "integers", "a model with BatchNorm's buffers, one of them a count; all are honest", "the count stays an integer"
+)
 def _integers(trial: Trial) -> None:
     survives(trial.play(origin=start(trial.setting, buffers=True)))
 
 
 @_case(
-    "buffers", "f clients send BatchNorm a variance of -1e6 and a mean of 1e6", "buffers stay among those of honest ones"
+    "buffers",
+    "f clients send BatchNorm a variance of -1e6 and a mean of 1e6",
+    "buffers stay among those of honest ones",
 )
 def _buffers(trial: Trial) -> None:
     played = trial.play(lies.bad_buffers, origin=start(trial.setting, buffers=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,10 +49,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Start:
-    """The model a round starts from, and the size of honest updates to it."""
+    """The model a round starts from, the size of honest updates to it, and their unit (0: none)."""
 
     arrays: Mapping[str, Numbers]
     step: float = STEP
+    unit: float = 0.0
 
     @property
     def parameters(self) -> list[str]:
@@ -91,19 +92,26 @@ class Said:
 Lie = Callable[[Said], Error | None]
 
 
-def start(setting: Setting, dtype: Any = np.float32, buffers: bool = False, scale: float = 1.0) -> Start:
+def start(setting: Setting, dtype: Any = np.float32, buffers: bool = False) -> Start:
     """A model of three arrays of parameters, with ``buffers`` also the three of a BatchNorm."""
     rng = numpy_generator(setting.seed, "conformance model")
     bias, second = setting.dimension // 10, setting.dimension // 5
     first = setting.dimension - bias - second
     shapes = {"first.weight": (2, first // 2) if first % 2 == 0 else (1, first), "first.bias": (bias,)}
-    arrays = {name: (scale * rng.normal(size=shape)).astype(dtype) for name, shape in shapes.items()}
+    arrays = {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
     if buffers:
         arrays["norm.running_mean"] = np.zeros(4, dtype)
         arrays["norm.running_var"] = np.ones(4, dtype)
         arrays["norm.num_batches_tracked"] = np.array(100, np.int64)
-    arrays["second.weight"] = (scale * rng.normal(size=second)).astype(dtype)
+    arrays["second.weight"] = rng.normal(size=second).astype(dtype)
     return Start(arrays)
+
+
+def exact(setting: Setting, scale: float) -> Start:
+    """A model of this scale, and small updates, the same for every scale: float32 holds all of it exactly."""
+    unit = 2.0**-12
+    arrays = {name: (np.round(scale * a / unit) * unit).astype(a.dtype) for name, a in start(setting).arrays.items()}
+    return Start(arrays, 0.01, unit)
 
 
 def agreed(setting: Setting, origin: Start) -> dict[str, Numbers]:
@@ -120,7 +128,10 @@ def honest(setting: Setting, origin: Start, client: int, draw: int) -> dict[str,
     for name, array in origin.arrays.items():
         noise = rng.normal(size=array.shape)
         if name in common:
-            sent[name] = (array + common[name] + SPREAD * origin.step * noise).astype(array.dtype)
+            update = common[name] + SPREAD * origin.step * noise
+            if origin.unit:
+                update = np.round(update / origin.unit) * origin.unit
+            sent[name] = (array + update).astype(array.dtype)
         elif array.dtype.kind == "i":
             sent[name] = np.asarray(array + 5 + client % 3, array.dtype)
         else:
@@ -168,7 +179,7 @@ class Stage(InProcessGrid):
         def train(message: Message, context: Context) -> Message:
             number = int(context.node_config["partition-id"])
             (record,) = message.content.array_records.values()
-            origin = Start(arrays_of(record), self.origin.step)
+            origin = replace(self.origin, arrays=arrays_of(record))
             metrics = {self.key: 10, "train-loss": 1.0 + number / 100}
             said = Said(honest(self.setting, origin, number, self.draw), metrics, origin, self.key)
             return self._say(message, number, said)

@@ -65,7 +65,8 @@ class Played:
     @property
     def mean(self) -> dict[str, Numbers]:
         """The mean of the honest models, in float64."""
-        return {name: np.mean([m[name] for m in self.honest], axis=0, dtype=np.float64) for name in self.origin.arrays}
+        rows = {name: np.stack([m[name] for m in self.honest]) for name in self.origin.arrays}
+        return {name: np.asarray(row.mean(0, dtype=np.float64)) for name, row in rows.items()}
 
     @property
     def longest(self) -> float:
