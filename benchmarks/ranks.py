@@ -172,7 +172,12 @@ def report(setting: Setting, rules: list[str], repeats: int, warmups: int) -> di
         many = Players(setting, setting.ranks, 1)
         inside.callback(many.end)
         for rule in rules:
-            turns = [(one.play(rule), many.play(rule)) for _ in range(warmups + repeats)][warmups:]
+            turns = []
+            for turn in range(warmups + repeats):
+                turns.append((one.play(rule), many.play(rule)))
+                seconds = [part["seconds"] for part in turns[-1]]
+                print(f"{rule}, turn {turn + 1}: {seconds[0]:.2f} and {seconds[1]:.2f} s", file=sys.stderr, flush=True)
+            turns = turns[warmups:]
             ratios = [there["seconds"] / here["seconds"] for here, there in turns]
             quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
             found = {
