@@ -393,7 +393,7 @@ def _summary(
         "seconds": {**{phase: value / count for phase, value in spent.items()}, "total": sum(spent.values())},
         "command": command,
         "versions": environment.versions(),
-        "hardware": environment.hardware(setup.device),
+        "hardware": environment.hardware(setup.device) | ({} if setup.ranks.alone else {"ranks": setup.ranks.size}),
         "commit": environment.commit(),
         "hash": digest,
     }
