@@ -8,20 +8,22 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from bezoar.errors import BezoarError, ConfigError, DivergedError
+from bezoar.errors import BezoarError, ConfigError, DivergedError, ElsewhereError
 from bezoar.experiments import environment
 from bezoar.experiments.config import Experiment
 from bezoar.experiments.losses import prior_losses, who_was_bad
 from bezoar.experiments.records import CONFIG, WEIGHTS, Records, alone, load_tensors, plain, read_summary
 from bezoar.experiments.rounds import Clock, State, evaluate, play
 from bezoar.experiments.setup import Setup, prepare
+from bezoar.experiments.together import agreed, check_same, share_checkpoint, whole_tensors
+from bezoar.ranks import ALONE, Ranks
 from bezoar.tracking.base import Started, Tracker, flat
 from bezoar.tracking.kinds import chosen
 from bezoar.tracking.telling import Telling
@@ -77,6 +79,7 @@ def run(
     progress: Progress | None = None,
     command: str | None = None,
     wait: bool = False,
+    ranks: Ranks = ALONE,
     trackers: Sequence[Tracker | str | Mapping[str, Any]] = (),
 ) -> RunResult:
     """Run ``experiment`` and record it in the directory ``out`` (None: in memory only).
@@ -90,26 +93,35 @@ def run(
         progress: called with every record.
         command: shell command to note in the summary.
         wait: for another process that is running in ``out``.
+        ranks: the processes that play this run together; all of them call this, rank 0 keeps the records and is the
+            only one to read or write ``out`` and to tell ``progress``. The result is the same on all.
         trackers: follow the run too (:mod:`bezoar.tracking`): names, tables with ``kind``, or objects. They need an
             ``out``. One that fails does not end the run.
 
     Raises:
         ConfigError: the experiment or a tracker can not run, or ``out`` is taken.
         BusyError: another process is running in ``out``.
+        ElsewhereError: another rank failed.
         DataError: data are missing or damaged.
         Interrupted: stopped by Ctrl-C after writing a checkpoint.
     """
-    folder = None if out is None else Path(out)
+    folder = None if out is None or not ranks.first else Path(out)
     followers = chosen(trackers)
-    if folder is None:
+    if out is None:
         if followers:
             raise ConfigError("trackers write into the run's directory: give one as out")
-        return _run(experiment, None, data_dir, resume, device, progress, command, followers)
-    finished = _finished(folder, experiment.hash()) if resume else None
-    if finished is not None:
-        return finished
-    with alone(folder, wait):
-        return _run(experiment, folder, data_dir, resume, device, progress, command, followers)
+        return _run(experiment, None, data_dir, resume, device, progress, command, ranks, twin_out=None)
+    twin = Path(out) / "twin"
+    finished = ranks.on_first(lambda: _finished(folder, experiment.hash()) if resume and folder else None)
+    if ranks.said(finished is not None):
+        return _everywhere(ranks, finished)
+    with contextlib.ExitStack() as inside:
+        ranks.on_first(lambda: inside.enter_context(alone(folder, wait)) if folder else None)
+
+        def follow(records: Records, round: int) -> Telling | None:
+            return inside.enter_context(_followed(followers, experiment, records, round))
+
+        return _run(experiment, folder, data_dir, resume, device, progress, command, ranks, twin, follow)
 
 
 def _run(
@@ -120,50 +132,53 @@ def _run(
     device: str | torch.device,
     progress: Progress | None,
     command: str | None,
-    trackers: Mapping[str, Tracker],
+    ranks: Ranks,
+    twin_out: Path | None,
+    follow: Callable[[Records, int], Telling | None] = lambda records, round: None,
 ) -> RunResult:
     digest = experiment.hash()
-    if folder is not None and resume:
-        finished = _finished(folder, digest)
-        if finished is not None:
-            return finished
-        if (folder / CONFIG).exists() and Experiment.load(folder / CONFIG).hash() != digest:
-            raise ConfigError(f"{folder}: holds a run of another configuration; choose another --out")
+    finished = ranks.on_first(lambda: _found(folder, digest) if resume and folder else None)
+    if ranks.said(finished is not None):
+        return _everywhere(ranks, finished)
     where = torch.device(device)
     records = Records(folder)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        setup = prepare(experiment, data_dir, where)
-        checkpoint = records.open(experiment.dumps(), digest, resume)
+        setup = replace(ranks.together(lambda: prepare(experiment, data_dir, where)), ranks=ranks)
+        ranks.together(lambda: check_same(setup, digest))
+        checkpoint = ranks.on_first(lambda: records.open(experiment.dumps(), digest, resume))
         state = State()
-        if checkpoint is not None:
-            state = _restore(setup, checkpoint.round, checkpoint.tensors)
-        with _followed(trackers, experiment, records, digest, state.round) as telling:
-            diverged = _rounds(setup, state, records, digest, progress, telling)
-            twin = None
-            if experiment.evaluation.twin:
-                twin = run(
-                    experiment.without_attack(),
-                    None if folder is None else folder / "twin",
-                    data_dir=data_dir,
-                    resume=resume or folder is not None,
-                    device=device,
-                    progress=None,
-                )
-            weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
-            summary = _summary(experiment, setup, records, digest, diverged, command)
-            if twin is not None:
-                summary.update(distances(weights, twin.weights))
-            summary = plain(summary)
-            if telling is not None:
-                telling.finish(summary)
-                summary["trackers"] = dict(telling.report)
-            records.finish(summary, weights)
-    return RunResult(summary, records.rounds, records.evaluations, weights, folder)
+        found = share_checkpoint(setup, checkpoint)
+        if found is not None:
+            state = _restore(setup, *found)
+        telling = ranks.on_first(lambda: follow(records, state.round))
+        diverged = _rounds(setup, state, records, digest, progress if ranks.first else None, telling)
+    twin = None
+    if experiment.evaluation.twin:
+        twin = run(
+            experiment.without_attack(),
+            twin_out,
+            data_dir=data_dir,
+            resume=resume or twin_out is not None,
+            device=device,
+            progress=None,
+            ranks=ranks,
+        )
+    weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
+    summary = _summary(experiment, setup, records, digest, diverged, command)
+    if twin is not None:
+        summary.update(distances(weights, twin.weights))
+    summary = plain(summary)
+    if telling is not None:
+        telling.finish(summary)
+        summary["trackers"] = dict(telling.report)
+    ranks.on_first(lambda: records.finish(summary, weights))
+    mine = RunResult(summary, records.rounds, records.evaluations, weights, folder)
+    return mine if ranks.alone else _everywhere(ranks, mine if ranks.first else None)
 
 
 @contextlib.contextmanager
 def _followed(
-    trackers: Mapping[str, Tracker], experiment: Experiment, records: Records, digest: str, round: int
+    trackers: Mapping[str, Tracker], experiment: Experiment, records: Records, round: int
 ) -> Iterator[Telling | None]:
     """Trackers of a run that begins after ``round``; they hear of it if it ends before its end."""
     if not trackers:
@@ -171,13 +186,40 @@ def _followed(
         return
     assert records.folder is not None
     parameters = flat(tomllib.loads(experiment.dumps()))
-    started = Started(experiment.name, digest, parameters, records.folder, round)
+    started = Started(experiment.name, experiment.hash(), parameters, records.folder, round)
     telling = Telling(trackers, started, [*records.rounds, *records.evaluations, *records.timings])
     try:
         yield telling
     finally:
         # Those that were told the summary are not told again.
         telling.finish(None)
+
+
+def _everywhere(ranks: Ranks, result: RunResult | None) -> RunResult:
+    """Rank 0's ``result`` on all ranks."""
+    if ranks.alone:
+        assert result is not None
+        return result
+    known = None if result is None else [result.summary, result.rounds, result.evaluations]
+    summary, rounds, evaluations = ranks.said(known)
+    shapes = None if result is None else {name: _kind(value) for name, value in result.weights.items()}
+    weights = {}
+    for name, (dtype, shape) in ranks.said(shapes).items():
+        mine = torch.empty(shape, dtype=getattr(torch, dtype)) if result is None else result.weights[name]
+        weights[name] = ranks.told(mine)
+    return RunResult(summary, rounds, evaluations, weights, None if result is None else result.directory)
+
+
+def _kind(value: Tensor) -> tuple[str, list[int]]:
+    return str(value.dtype).removeprefix("torch."), list(value.shape)
+
+
+def _found(folder: Path, digest: str) -> RunResult | None:
+    """The finished run in ``folder``, if there is one; a ConfigError if it holds another run."""
+    finished = _finished(folder, digest)
+    if finished is None and (folder / CONFIG).exists() and Experiment.load(folder / CONFIG).hash() != digest:
+        raise ConfigError(f"{folder}: holds a run of another configuration; choose another --out")
+    return finished
 
 
 def _finished(folder: Path, digest: str) -> RunResult | None:
@@ -243,12 +285,18 @@ def _rounds(
         timings.clear()
         written = time.monotonic()
 
+    def save_checkpoint() -> None:
+        tensors = whole_tensors(setup.ranks, _tensors(setup, state), setup)
+        records.save_checkpoint(state.round, tensors, digest)
+
     with _Interrupts() as stop:
         while state.round < experiment.rounds:
-            if stop.asked:
+            if agreed(setup, state.round, stop.asked):
                 flush()
-                records.save_checkpoint(state.round, _tensors(setup, state), digest)
+                save_checkpoint()
                 again = "; go on with --resume" if records.folder is not None else ""
+                if not setup.ranks.first:
+                    raise ElsewhereError(f"stopped after round {state.round}")
                 raise Interrupted(f"stopped after round {state.round} of {experiment.rounds}{again}")
             try:
                 state, record, seconds = play(setup, state)
@@ -277,7 +325,7 @@ def _rounds(
             if due and not torch.isfinite(setup.weights).all():
                 return f"the model became non-finite by round {t}"
             if save and t < experiment.rounds:
-                records.save_checkpoint(t, _tensors(setup, state), digest)
+                save_checkpoint()
     return None
 
 
