@@ -85,7 +85,7 @@ def run(
             quiet,
             as_json,
             rank_timeout,
-            track,
+            trackers(track),
             lambda result, folder: _show(result, folder, quiet, as_json),
         )
         return

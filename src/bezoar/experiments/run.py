@@ -110,15 +110,18 @@ def run(
     if out is None:
         if followers:
             raise ConfigError("trackers write into the run's directory: give one as out")
-        return _run(experiment, None, data_dir, resume, device, progress, command, ranks, {}, twin_out=None)
+        return _run(experiment, None, data_dir, resume, device, progress, command, ranks, twin_out=None)
     twin = Path(out) / "twin"
     finished = ranks.on_first(lambda: _finished(folder, experiment.hash()) if resume and folder else None)
     if ranks.said(finished is not None):
         return _everywhere(ranks, finished)
     with contextlib.ExitStack() as inside:
         ranks.on_first(lambda: inside.enter_context(alone(folder, wait)) if folder else None)
-        followers = followers if ranks.first else {}
-        return _run(experiment, folder, data_dir, resume, device, progress, command, ranks, followers, twin_out=twin)
+
+        def follow(records: Records, round: int) -> Telling | None:
+            return inside.enter_context(_followed(followers, experiment, records, round))
+
+        return _run(experiment, folder, data_dir, resume, device, progress, command, ranks, twin, follow)
 
 
 def _run(
@@ -130,8 +133,8 @@ def _run(
     progress: Progress | None,
     command: str | None,
     ranks: Ranks,
-    trackers: Mapping[str, Tracker],
     twin_out: Path | None,
+    follow: Callable[[Records, int], Telling | None] = lambda records, round: None,
 ) -> RunResult:
     digest = experiment.hash()
     finished = ranks.on_first(lambda: _found(folder, digest) if resume and folder else None)
@@ -147,30 +150,49 @@ def _run(
         found = share_checkpoint(setup, checkpoint)
         if found is not None:
             state = _restore(setup, *found)
-        with _followed(trackers, experiment, records, digest, state.round) as telling:
-            diverged = _rounds(setup, state, records, digest, progress if ranks.first else None, telling)
-            twin = None
-            if experiment.evaluation.twin:
-                twin = run(
-                    experiment.without_attack(),
-                    twin_out,
-                    data_dir=data_dir,
-                    resume=resume or twin_out is not None,
-                    device=device,
-                    progress=None,
-                    ranks=ranks,
-                )
-            weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
-            summary = _summary(experiment, setup, records, digest, diverged, command)
-            if twin is not None:
-                summary.update(distances(weights, twin.weights))
-            summary = plain(summary)
-            if telling is not None:
-                telling.finish(summary)
-                summary["trackers"] = dict(telling.report)
-            ranks.on_first(lambda: records.finish(summary, weights))
+        telling = ranks.on_first(lambda: follow(records, state.round))
+        diverged = _rounds(setup, state, records, digest, progress if ranks.first else None, telling)
+    twin = None
+    if experiment.evaluation.twin:
+        twin = run(
+            experiment.without_attack(),
+            twin_out,
+            data_dir=data_dir,
+            resume=resume or twin_out is not None,
+            device=device,
+            progress=None,
+            ranks=ranks,
+        )
+    weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
+    summary = _summary(experiment, setup, records, digest, diverged, command)
+    if twin is not None:
+        summary.update(distances(weights, twin.weights))
+    summary = plain(summary)
+    if telling is not None:
+        telling.finish(summary)
+        summary["trackers"] = dict(telling.report)
+    ranks.on_first(lambda: records.finish(summary, weights))
     mine = RunResult(summary, records.rounds, records.evaluations, weights, folder)
     return mine if ranks.alone else _everywhere(ranks, mine if ranks.first else None)
+
+
+@contextlib.contextmanager
+def _followed(
+    trackers: Mapping[str, Tracker], experiment: Experiment, records: Records, round: int
+) -> Iterator[Telling | None]:
+    """Trackers of a run that begins after ``round``; they hear of it if it ends before its end."""
+    if not trackers:
+        yield None
+        return
+    assert records.folder is not None
+    parameters = flat(tomllib.loads(experiment.dumps()))
+    started = Started(experiment.name, experiment.hash(), parameters, records.folder, round)
+    telling = Telling(trackers, started, [*records.rounds, *records.evaluations, *records.timings])
+    try:
+        yield telling
+    finally:
+        # Those that were told the summary are not told again.
+        telling.finish(None)
 
 
 def _everywhere(ranks: Ranks, result: RunResult | None) -> RunResult:
@@ -198,25 +220,6 @@ def _found(folder: Path, digest: str) -> RunResult | None:
     if finished is None and (folder / CONFIG).exists() and Experiment.load(folder / CONFIG).hash() != digest:
         raise ConfigError(f"{folder}: holds a run of another configuration; choose another --out")
     return finished
-
-
-@contextlib.contextmanager
-def _followed(
-    trackers: Mapping[str, Tracker], experiment: Experiment, records: Records, digest: str, round: int
-) -> Iterator[Telling | None]:
-    """Trackers of a run that begins after ``round``; they hear of it if it ends before its end."""
-    if not trackers:
-        yield None
-        return
-    assert records.folder is not None
-    parameters = flat(tomllib.loads(experiment.dumps()))
-    started = Started(experiment.name, digest, parameters, records.folder, round)
-    telling = Telling(trackers, started, [*records.rounds, *records.evaluations, *records.timings])
-    try:
-        yield telling
-    finally:
-        # Those that were told the summary are not told again.
-        telling.finish(None)
 
 
 def _finished(folder: Path, digest: str) -> RunResult | None:
