@@ -45,8 +45,8 @@ certain inputs misclassified, and `attack_accuracy` is the share of those that a
 
 Attacks on updates also work alone: `ALIE()(honest, n=25, q=5)` gives five rows against twenty honest ones (a tensor, an
 array or a list), `ALIE()(honest)` one vector; attacks that adapt take `defence=`.
-[experiments.md](experiments.md) tells who attacks, when, and what the adversary knows; [extending.md](extending.md) how
-to write one.
+[experiments.md](experiments.md) tells who attacks, when, and what the adversary knows; [writing-attacks.md](writing-attacks.md)
+how to write one.
 
 This page is written by `python docs/make_pages.py` from the docstrings; `bezoar list attacks NAME` prints the same.
 """
