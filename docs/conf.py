@@ -6,6 +6,7 @@ The source directory is the repository, so that a link between two pages is the 
 
 from __future__ import annotations
 
+import posixpath
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent / "src")]
 
+from docutils import nodes  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
 
 from bezoar import __version__  # noqa: E402
@@ -71,6 +73,28 @@ def _front_page(app: Sphinx, name: str, source: list[str]) -> None:
         source[0] = source[0].replace("@others", "\n".join(others(source[0])))
 
 
+def _titles(app: Sphinx, document: nodes.document, name: str) -> None:
+    """Where a link shows the name of a file (``rules.md``), the site shows the title of the page."""
+    for link in document.findall(nodes.reference):
+        if link.get("internal") and link.astext().endswith(".md"):
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), link.get("refuri", "").partition("#")[0]))
+            page = target.removesuffix(".html")
+            if page in app.env.titles:
+                title = re.split(r"[:,]", app.env.titles[page].astext())[0]
+                link.children = []
+                link += nodes.emphasis("", title)
+
+
+def _entrance(app: Sphinx, error: Exception | None) -> None:
+    """The site's own address leads to its front page."""
+    if error is None:
+        page = '<!doctype html><meta charset="utf-8"><title>bezoar</title><meta http-equiv="refresh" content="0; url={0}">'
+        page += '<a href="{0}">bezoar</a>\n'
+        Path(app.outdir, "index.html").write_text(page.format(root_doc + ".html"), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
     """A new page is on the front page even if nobody has put it there."""
     app.connect("source-read", _front_page)
+    app.connect("doctree-resolved", _titles)
+    app.connect("build-finished", _entrance)
