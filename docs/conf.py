@@ -39,6 +39,8 @@ exclude_patterns = [".*", "build", "dist", "src", "tests", "runs", ".venv"]
 myst_enable_extensions = ["colon_fence"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
+# Quotes only: two dashes begin an option.
+smartquotes_action = "q"
 
 autodoc_inherit_docstrings = False
 autodoc_typehints_format = "short"
@@ -77,7 +79,9 @@ def _titles(app: Sphinx, document: nodes.document, name: str) -> None:
     """Where a link shows the name of a file (``rules.md``), the site shows the title of the page."""
     for link in document.findall(nodes.reference):
         if link.get("internal") and link.astext().endswith(".md"):
-            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), link.get("refuri", "").partition("#")[0]))
+            target = posixpath.normpath(
+                posixpath.join(posixpath.dirname(name), link.get("refuri", "").partition("#")[0])
+            )
             page = target.removesuffix(".html")
             if page in app.env.titles:
                 title = re.split(r"[:,]", app.env.titles[page].astext())[0]
@@ -88,7 +92,9 @@ def _titles(app: Sphinx, document: nodes.document, name: str) -> None:
 def _entrance(app: Sphinx, error: Exception | None) -> None:
     """The site's own address leads to its front page."""
     if error is None:
-        page = '<!doctype html><meta charset="utf-8"><title>bezoar</title><meta http-equiv="refresh" content="0; url={0}">'
+        page = (
+            '<!doctype html><meta charset="utf-8"><title>bezoar</title><meta http-equiv="refresh" content="0; url={0}">'
+        )
         page += '<a href="{0}">bezoar</a>\n'
         Path(app.outdir, "index.html").write_text(page.format(root_doc + ".html"), encoding="utf-8")
 

@@ -16,7 +16,7 @@ DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "bezoar"
 PICTURE = DOCS / "images" / "house.svg"
 
-WIDTH, BOX, HEIGHT, GAP, ROW = 1000, 184, 76, 20, 122
+WIDTH, BOX, HEIGHT, GAP, ROW = 840, 184, 76, 20, 122
 
 #: The way of the data through a round.
 WAY = ("data", "clients", "attacks", "aggregation", "servers", "experiments", "reports")

@@ -28,7 +28,7 @@ _SIZED = re.compile(r"\\([bB]igg?)(?=\s*(\)|\]|\\[}|]|\\r)?)(?![A-Za-z])")
 _ACCENT = re.compile(r"\\(?:bar|hat|tilde|vec|dot)\s*(?:\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z])(?=\s*[_^])")
 
 #: Bars and brackets without \\left and \\right: no larger than letters, and no operators.
-_FENCE = re.compile(r"<mo>([|‖⟨⟩])</mo>")
+_FENCE = re.compile(r'<mo(?: stretchy="false")?>([|‖⟨⟩])</mo>')
 
 
 def formula(tex: str, block: bool) -> str:
@@ -42,7 +42,7 @@ def formula(tex: str, block: bool) -> str:
     """
     tex = _COMMAND.sub(lambda found: REPLACED[found[1]], tex)
     tex = _SIZED.sub(lambda found: rf"\{found[1]}{'r' if found[2] else 'l'}", tex)
-    tex = _ACCENT.sub(lambda found: "{" + found[0] + "}", tex)
+    tex = _ACCENT.sub(lambda found: "{" + found[0] + "{}}", tex)
     try:
         return _FENCE.sub(r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>', tex2mathml(tex, as_block=block))
     except AttributeError:

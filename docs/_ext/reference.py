@@ -63,7 +63,9 @@ def public(module: str) -> tuple[str, ...]:
     if module in MODULES:
         own = [name for name, value in vars(loaded).items() if getattr(value, "__module__", "") == module]
         return tuple(sorted(name for name in own if not name.startswith("_")))
-    return tuple(sorted(name for name in getattr(loaded, "__all__", ()) if not isinstance(getattr(loaded, name), ModuleType)))
+    return tuple(
+        sorted(name for name in getattr(loaded, "__all__", ()) if not isinstance(getattr(loaded, name), ModuleType))
+    )
 
 
 @cache
@@ -166,7 +168,9 @@ class Commands(SphinxDirective):
 
         from bezoar.cli import app
 
-        lines = [line for path, command in _commands("bezoar", typer.main.get_command(app)) for line in _about(path, command)]
+        lines = [
+            line for path, command in _commands("bezoar", typer.main.get_command(app)) for line in _about(path, command)
+        ]
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
@@ -191,16 +195,19 @@ def _about(path: str, command: Any) -> Iterator[str]:
     for word, argument in zip(words, arguments, strict=True):
         yield f"| `{word.strip('[]')}` | {_cell(argument.help)} |"
     for option in options:
-        value = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
+        value = "" if option.is_flag else f" {option.metavar or option.type.name.removesuffix(' range').upper()}"
         names = ", ".join(f"`{name}`" for name in [*option.opts[:-1], option.opts[-1] + value])
         default = option.default
-        shown = "" if default in (None, False, (), []) or callable(default) or option.is_flag else f" Default: `{default}`."
+        shown = (
+            "" if default in (None, False, (), []) or callable(default) or option.is_flag else f" Default: `{default}`."
+        )
         yield f"| {names} | {_cell(option.help)}{shown} |"
     yield ""
 
 
 def _cell(text: str | None) -> str:
-    return re.sub(r"\s+", " ", text or "").replace("|", "\\|").replace("<", "&lt;")
+    words = re.sub(r"\s+", " ", text or "").replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"(?<!\S)(--[\w-]+)", r"`\1`", words)
 
 
 def plain(text: str) -> str:
