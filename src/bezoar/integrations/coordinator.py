@@ -104,6 +104,7 @@ class Outcome:
         verdicts: one a client that was asked, in the order of client numbers.
         skipped: why the old model was kept, None where it was not.
         record: figures for the round's record (``aggregate_norm``, ``update_norm``, ``clipped``, ``excluded``).
+        tells: whether the rule tells clients apart, so that it could have flagged some; or some were excluded.
     """
 
     arrays: dict[str, Array]
@@ -111,6 +112,7 @@ class Outcome:
     verdicts: tuple[Verdict, ...]
     skipped: str | None
     record: Mapping[str, Any]
+    tells: bool = False
 
 
 #: The server's own training on data it trusts, for rules that need it: round and model in, the trained model out.
@@ -232,15 +234,15 @@ class Coordinator:
             verdicts[reply.client] = Verdict(reply.client, Status.EXCLUDED if flaw else Status.KEPT, flaw or "")
         if not any(row is not None for row in read):
             return ended(f"none of {len(replies)} replies is usable" if replies else "no replies")
-        weights = _flat(arrays, own)
+        weights = flat(arrays, own)
         updates = self._updates(own, template, weights, [r.client for r in replies], read, flaws)
         rule = self.defence.rule(self.lr)
         try:
             context = Context(
                 round=number,
                 model=None if self.sketched else weights,
-                client_weights=_capped(replies, self.weight_cap) if rule.weighted else None,
-                root_gradient=self._root_update(number, arrays, own, weights) if rule.uses_root else None,
+                client_weights=capped(replies, self.weight_cap) if rule.weighted else None,
+                root_gradient=self.root_update(number, arrays, own, weights) if rule.uses_root else None,
                 last_aggregate=memory.last.get("aggregate"),
             )
             answer = rule.aggregate(updates, memory.rule, context, generator(self.seed, "defence", number))
@@ -252,7 +254,8 @@ class Coordinator:
         except ConfigError as error:
             # Too few replies for the declared f: the settings themselves were checked before the first round.
             return ended(str(error))
-        verdicts |= {v.client: v for v in _judged(answer, replies, flaws, context.client_weights)}
+        flagged = flags(answer, len(replies), context.client_weights)
+        verdicts |= {v.client: v for v in _judged(answer, replies, flaws, flagged)}
         vector = answer.vector
         for i, part in enumerate(self.defence.post):
             vector = part(vector, generator(self.seed, "post", number, i))
@@ -265,7 +268,7 @@ class Coordinator:
         if not torch.isfinite(moved).all():
             return ended("the next model would not be finite")
         kept = [row for row, reply in enumerate(replies) if verdicts[reply.client].status is Status.KEPT]
-        result = _named(arrays, own, moved)
+        result = named(arrays, own, moved)
         result |= _buffers(arrays, own, [r for r in (read[i] for i in kept) if r is not None], self.buffer_policy)
         ordered = tuple(verdicts[client] for client in sorted(verdicts))
         record = {
@@ -274,7 +277,14 @@ class Coordinator:
             "excluded": sum(verdict.status is Status.EXCLUDED for verdict in ordered),
             "clipped": _clipped(answer),
         }
-        return Outcome(result, Memory(answer.state, state, {"aggregate": answer.vector}), ordered, None, record)
+        return Outcome(
+            result,
+            Memory(answer.state, state, {"aggregate": answer.vector}),
+            ordered,
+            None,
+            record,
+            flagged is not None,
+        )
 
     def check(self, n: int) -> None:
         """Raise ``ConfigError`` unless the rule can work with n clients a round."""
@@ -323,11 +333,16 @@ class Coordinator:
         step.apply_(moved)
         return moved, step.state, float(step.values.double().norm())
 
-    def _root_update(self, number: int, arrays: Mapping[str, Array], own: Template, weights: Tensor) -> Tensor:
+    def root_update(self, number: int, arrays: Mapping[str, Array], own: Template, weights: Tensor) -> Tensor:
+        """The server's own update [d] from the model ``weights`` [d] of round ``number``.
+
+        Raises:
+            BezoarError: its training returned another model.
+        """
         assert self.root is not None
         trained = self.root(number, arrays)
         try:
-            return weights - _flat(own.check({name: np.asarray(value) for name, value in trained.items()}), own)
+            return weights - flat(own.check({name: np.asarray(value) for name, value in trained.items()}), own)
         except GateError as error:
             raise BezoarError(f"root: the server's own training returned another model: {error}") from None
 
@@ -347,7 +362,7 @@ def _read(replies: Sequence[Reply], template: Template) -> tuple[list[dict[str, 
     return read, flaws
 
 
-def _capped(replies: Sequence[Reply], cap: float) -> Tensor:
+def capped(replies: Sequence[Reply], cap: float) -> Tensor:
     """Claimed weights [n], none above ``cap`` times the median of those that are weights at all."""
     claimed = torch.tensor([reply.weight for reply in replies], dtype=torch.float64)
     usable = (claimed > 0) & torch.isfinite(claimed)
@@ -357,9 +372,8 @@ def _capped(replies: Sequence[Reply], cap: float) -> Tensor:
 
 
 def _judged(
-    answer: Aggregate, replies: Sequence[Reply], flaws: Mapping[int, str], claims: Tensor | None
+    answer: Aggregate, replies: Sequence[Reply], flaws: Mapping[int, str], flagged: Tensor | None
 ) -> list[Verdict]:
-    flagged = flags(answer, len(replies), claims)
     found = []
     for row, reply in enumerate(replies):
         if row in answer.excluded:
@@ -371,20 +385,20 @@ def _judged(
     return found
 
 
-def _flat(arrays: Mapping[str, Array], template: Template) -> Tensor:
+def flat(arrays: Mapping[str, Array], template: Template) -> Tensor:
     """The parameters as one vector [d]."""
-    flat = np.empty(template.d, template.dtype)
+    vector = np.empty(template.d, template.dtype)
     for part in template.parameters:
-        flat[part.start : part.stop] = arrays[part.name].reshape(-1)
-    return torch.from_numpy(flat)
+        vector[part.start : part.stop] = arrays[part.name].reshape(-1)
+    return torch.from_numpy(vector)
 
 
-def _named(arrays: Mapping[str, Array], template: Template, weights: Tensor) -> dict[str, Array]:
+def named(arrays: Mapping[str, Array], template: Template, weights: Tensor) -> dict[str, Array]:
     """The vector [d] as arrays of the model's names and types; buffers as they are."""
-    flat = weights.numpy()
+    vector = weights.numpy()
     found = dict(arrays)
     for part in template.parameters:
-        found[part.name] = flat[part.start : part.stop].reshape(part.shape).astype(part.dtype)
+        found[part.name] = vector[part.start : part.stop].reshape(part.shape).astype(part.dtype)
     return found
 
 
