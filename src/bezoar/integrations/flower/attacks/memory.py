@@ -28,7 +28,7 @@ def read_state(context: Context, name: str) -> dict[str, Tensor]:
 
 def write_state(context: Context, name: str, tensors: State) -> None:
     """Keep ``tensors`` under ``name`` in the client's state."""
-    arrays = {key: Array(np.ascontiguousarray(t.detach().cpu().numpy())) for key, t in tensors.items()}
+    arrays = {key: Array(np.array(t.detach().cpu().numpy(), order="C")) for key, t in tensors.items()}
     context.state[name] = ArrayRecord(arrays)
 
 

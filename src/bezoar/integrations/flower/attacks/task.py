@@ -146,11 +146,17 @@ class LocalModel:
     start: Tensor
     names: Mapping[str, str]
 
-    def arrays(self, update: Tensor) -> dict[str, Array]:
-        """The arrays of a message, the model being ``update`` [d] (descent sign) away from where it started."""
+    def arrays(self, update: Tensor, buffers: bool = True) -> dict[str, Array]:
+        """The arrays of a message, the model being ``update`` [d] (descent sign) away from where it started.
+
+        ``buffers`` are as training left them, or left out.
+        """
         self.scratch.load(self.start - update)
-        found: Mapping[str, Any] = self.scratch.module.state_dict()
-        return {name: found[own].detach().cpu().numpy().copy() for name, own in self.names.items()}
+        module = self.scratch.module
+        found: Mapping[str, Any] = module.state_dict()
+        out = {name for name, _ in module.named_buffers()} if not buffers else set()
+        named = {name: own for name, own in self.names.items() if own not in out}
+        return {name: found[own].detach().cpu().numpy().copy() for name, own in named.items()}
 
     def update(self, arrays: Mapping[str, Array]) -> Tensor:
         """The update [d] of a client that sent ``arrays``: where it started minus where it ended."""

@@ -53,7 +53,8 @@ def training_mod(attack: Attack, who: Malicious, task: LocalTask, seed: int, coh
             sent, state, size = _played(attack, turn, task, local, known, batch, honest, seed)
         kept = {f"attack.{k}": value for k, value in state.items()}
         write_state(context, name, {**kept, **_noted(turn, local.start, sent * len(turn.accomplices))})
-        arrays = local.arrays(sent)
+        # Who does not train on data has measured nothing on them either.
+        arrays = local.arrays(sent, buffers=honest is None or isinstance(attack, DataAttack))
         if honest is not None:
             return rewritten(honest, arrays)
         assert task.metrics is not None

@@ -93,13 +93,13 @@ def model_in(content: RecordDict, key: str = "arrays") -> tuple[str, ArrayRecord
 
 
 def rewritten(reply: Message, arrays: Mapping[str, Array]) -> Message:
-    """``reply`` with ``arrays`` in place of its own, in their order and types.
+    """``reply`` with ``arrays`` in place of its own of these names, in their order and types.
 
     What does not fit a type becomes infinite, without a warning.
     """
     name, record = model_in(reply.content)
     before = arrays_of(record)
-    reply.content[name] = record_of({key: fitted(arrays[key], value) for key, value in before.items()})
+    reply.content[name] = record_of({key: fitted(arrays.get(key, value), value) for key, value in before.items()})
     return reply
 
 
