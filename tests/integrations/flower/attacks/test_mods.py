@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import Array, ArrayRecord, Context, Message
 
+from bezoar.aggregation import Rule
 from bezoar.attacks import (
     ALIE,
     DBA,
@@ -34,9 +35,10 @@ from bezoar.attacks import (
     UpdateAttack,
     VirtualData,
 )
-from bezoar.attacks.base import Attack
+from bezoar.attacks.base import Attack, AttackContext, Sent, stack
 from bezoar.errors import ConfigError
 from bezoar.integrations.flower import InProcessGrid, Malicious, attack_mod, malformed_mod, scaling_mod
+from bezoar.updates import Updates
 from tests.integrations.flower.apps import bits, client, net
 from tests.integrations.flower.attacks.federation import (
     BAD,
@@ -351,3 +353,42 @@ def test_other_messages_pass() -> None:
     for message in asked:
         message.metadata.message_type = "evaluate"
     assert all(not reply.has_error() for reply in grid.send_and_receive(asked))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spy(PGD):
+    """Sends twice the honest update, and keeps what it was told."""
+
+    remembers = True
+
+    def send(self, view: Updates, defence: Rule, context: AttackContext) -> Sent:
+        SEEN.append(context)
+        rows = stack(view, view.part(0, view.shape[1]) * 2, context.clients)
+        return Sent(rows, {"count": torch.tensor(len(context.state) and int(context.state["count"]) + 1)})
+
+
+SEEN: list[AttackContext] = []
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_an_attacker_remembers_of_the_round_before(late: bool) -> None:
+    SEEN.clear()
+    grid = InProcessGrid(client(mods=[attack_mod(Spy(), BAD, task(goal=goal()), cohort=7)]), N)
+    first = by_partition(grid, grid.send_and_receive(messages(grid, 1)))
+    moved = ArrayRecord({key: Array(array.numpy() * 0.5) for key, array in arrays_in(first[0]).items()})
+    grid.send_and_receive(messages(grid, 3 if late else 2, moved))
+    before, after = SEEN[0], SEEN[len(BAD)]
+    assert (before.round, before.previous_weights, before.previous_cohort) == (1, None, 0)
+    assert after.clients.tolist() == list(BAD)
+    assert after.cohort == 7
+    assert int(after.state["count"]) == 0
+    if late:
+        assert after.previous_weights is after.previous_sent is None
+        assert after.server_context.last_aggregate is None
+    else:
+        assert after.previous_weights is not None
+        assert after.previous_sent is not None
+        torch.testing.assert_close(after.previous_weights, weights())
+        torch.testing.assert_close(after.previous_sent, len(BAD) * update(first[BAD[0]]), atol=1e-5, rtol=1e-5)
+        assert after.previous_cohort == 7
+        torch.testing.assert_close(after.server_context.last_aggregate, weights() - after.weights)

@@ -173,7 +173,6 @@ def test_same_seed_same_bits_for_flower_s_own_strategy() -> None:
     assert bits(result.arrays) != found[0]
 
 
-
 def test_a_resumed_run_repeats(tmp_path: Path) -> None:
     def run(folder: Path, dies: int, resume: bool, forgets: bool = False) -> Any:
         strategy = RobustStrategy(RULE, fraction_train=0.8, fraction_evaluate=0.0, seed=3)
@@ -312,6 +311,30 @@ def test_strategies_are_looked_into() -> None:
     assert second.server_state
     assert second.server_context.last_aggregate is not None
     assert second.round == 2
+
+
+def test_attackers_remember_the_round_before() -> None:
+    seen: list[AttackContext] = []
+
+    class Spy(InnerProduct):
+        remembers = True
+
+        def rows(self, view: Any, defence: Any, context: AttackContext) -> Any:
+            seen.append(context)
+            return super().rows(view, defence, context)
+
+    grid = OmniscientGrid(InProcessGrid(client(), N), Spy(), BAD)
+    first = {grid.number_of(reply): reply for reply in grid.send_and_receive(messages(grid))}
+    grid.send_and_receive(messages(grid, 2, arrays_in(first[0])))
+    grid.send_and_receive(messages(grid, 4))
+    assert seen[0].previous_weights is None
+    assert seen[1].previous_weights is not None
+    assert seen[1].previous_sent is not None
+    assert torch.equal(seen[1].previous_weights, weights())
+    sent = updates({c: first[c] for c in BAD}).sum(0)
+    torch.testing.assert_close(seen[1].previous_sent, sent, atol=1e-5, rtol=1e-5)
+    assert seen[1].previous_cohort == N
+    assert seen[2].previous_weights is None
 
 
 def test_what_they_do_not_know_they_do_not_see() -> None:

@@ -143,14 +143,15 @@ class OmniscientGrid(Grid):
         number = round_of(training[0].content) or self._rounds
         self._roster.meet(self._grid, self._grid.get_node_ids(), timeout)
         bad = self._malicious()
-        replies.sort(key=lambda reply: self._number(reply))
+        replies.sort(key=self.number_of)
         memory = self._history.before(number)
         if self._who.active(number):
             memory = self._attack(number, training[0], replies, bad, memory)
         self._history.after(number, memory)
         return replies
 
-    def _number(self, reply: Message) -> int:
+    def number_of(self, reply: Message) -> int:
+        """The number of the client that sent ``reply``: its partition id, if it said one."""
         return self._roster.numbers.get(reply.metadata.src_node_id, 2 * UNKNOWN)
 
     def _malicious(self) -> tuple[int, ...]:
@@ -171,7 +172,7 @@ class OmniscientGrid(Grid):
         """Replace what the clients ``bad`` sent, in place; what the attack remembers now."""
         start = arrays_of(model_in(message.content, self._model)[1])
         template = self._insight.template(start, self._buffers)
-        answered = {self._number(reply): reply for reply in replies if not reply.has_error()}
+        answered = {self.number_of(reply): reply for reply in replies if not reply.has_error()}
         read = {client: self._read(client, reply, template) for client, reply in answered.items()}
         attackers = sorted(set(bad) & answered.keys())
         honest = {client: found for client, found in read.items() if client not in attackers and found[1] is not None}
@@ -200,7 +201,7 @@ class OmniscientGrid(Grid):
                 del content[other]
             content[name] = record_of(arrays)
         self.reports[number] = {"clients": tuple(attackers), **report}
-        log(INFO, "bezoar: round %s: clients %s attack %s", number, attackers, dict(report) or "")
+        log(INFO, "bezoar: round %s: clients %s attack, %s", number, attackers, dict(report))
         return memory
 
     def _read(self, client: int, message: Message, template: Template) -> tuple[Reply, dict[str, Array] | None]:
