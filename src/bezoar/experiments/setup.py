@@ -22,6 +22,7 @@ from bezoar.experiments.config import Adversary, Experiment
 from bezoar.experiments.honesty import about, drawn, told
 from bezoar.models import MODELS, flatten, make_model
 from bezoar.priors import HonestPrior
+from bezoar.ranks import ALONE, Ranks
 from bezoar.seeding import numpy_generator
 from bezoar.updates import Needs
 
@@ -51,6 +52,7 @@ class Setup:
         device: where everything is computed.
         prior: what rules are told of who may be malicious, about the clients with data; None without ``[prior]``.
         source: what the malicious clients were drawn from, None if they were not drawn from a prior.
+        ranks: the processes that play the rounds together.
     """
 
     experiment: Experiment
@@ -66,6 +68,7 @@ class Setup:
     device: torch.device
     prior: HonestPrior | None = None
     source: HonestPrior | None = None
+    ranks: Ranks = ALONE
 
     def draw(self, round: int) -> Indices:
         """The ids of the clients that are drawn for ``round`` (from 1), ascending."""

@@ -151,7 +151,7 @@ def plotted(
     found = {}
     for row, client in zip(rows, clients.tolist(), strict=True):
         with np.errstate(over="ignore", invalid="ignore"):
-            found[client] = named(seen.own[client] or seen.start, seen.template, weights - row)
+            found[client] = {**(seen.own[client] or seen.start), **named(seen.template, weights - row)}
     state = {f"attack.{name}": value for name, value in sent.state.items()}
     if insight.attack.remembers:
         cohort = torch.tensor(known.cohort)
@@ -219,7 +219,7 @@ def _context(insight: Insight, seen: Seen, weights: Tensor, clients: Tensor, mem
             round=seen.number,
             model=weights,
             client_weights=capped(seen.replies, made.weight_cap) if rule.weighted else None,
-            root_gradient=made.root_update(seen.number, seen.start, seen.template, weights) if rule.uses_root else None,
+            root_gradient=made.root_update(seen.number, seen.start, seen.template) if rule.uses_root else None,
             last_aggregate=remembered.last.get("aggregate"),
         ),
     )

@@ -157,7 +157,7 @@ def _after_honest_training(change: _Change, who: Malicious, buffers: Sequence[st
         own, weights = _sent(reply, template), flat(start, template)
         sent = change(turn, context, weights, weights - flat(own, template))
         with np.errstate(over="ignore"):
-            return rewritten(reply, named(own, template, weights - sent))
+            return rewritten(reply, {**own, **named(template, weights - sent)})
 
     return mod
 
