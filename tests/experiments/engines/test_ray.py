@@ -61,6 +61,8 @@ def address() -> Iterator[str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
         "OMP_NUM_THREADS": "1",
+        # Memory that others use on this machine is no reason to kill a worker.
+        "RAY_memory_monitor_refresh_ms": "0",
     }
     earlier = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
