@@ -326,6 +326,7 @@ def _rounds(
                 return f"the model became non-finite by round {t}"
             if save and t < experiment.rounds:
                 save_checkpoint()
+    agreed(setup, state.round, False)
     return None
 
 
