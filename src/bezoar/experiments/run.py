@@ -388,7 +388,7 @@ def _summary(
         "per_class_accuracy": last.get("per_class_accuracy", []),
         "attackers_per_round_mean": sum(r["attackers"] for r in records.rounds if r["attacking"])
         / max(1, len(records.rounds)),
-        **_attacked(records.rounds),
+        **attacked(records.rounds),
         **_communicated(records.rounds),
         "rounds_skipped": sum(r["skipped"] is not None for r in records.rounds),
         "converged": converged,
@@ -402,7 +402,7 @@ def _summary(
     }
 
 
-def _attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
+def attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
     """Means over the rounds with an attack (over all, if there is none) of what was noticed and measured."""
     attacked = [record for record in rounds if record["attacking"]] or rounds
 
