@@ -23,6 +23,9 @@ from bezoar.integrations.gate import Array
 ACCURACY = ("test_accuracy", "test-accuracy", "accuracy", "eval_acc", "eval-acc", "centralized_accuracy", "acc")
 LOSS = ("test_loss", "test-loss", "loss", "eval_loss", "eval-loss", "centralized_loss")
 
+#: The package of every framework, by the kind of the settings.
+PACKAGES = {"flower": "flwr", "nvflare": "nvflare"}
+
 
 class Journal:
     """The records of one federation, on disk if there is a folder."""
@@ -86,13 +89,19 @@ class Journal:
                 "convergence_note": note + (f", {skipped} rounds skipped" if skipped else ""),
                 "seconds": seconds,
                 "command": None,
-                "versions": {**environment.versions(), "flwr": version("flwr")},
+                "versions": {**environment.versions(), **_framework(self._settings)},
                 "hardware": environment.hardware(torch.device("cpu")),
                 "commit": environment.commit(),
                 "hash": self.digest,
             },
             _tensors(arrays, prefix=""),
         )
+
+
+def _framework(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The version of the framework in which the federation ran."""
+    package = PACKAGES.get(str(settings.get("kind")))
+    return {} if package is None else {package: version(package)}
 
 
 def _tensors(arrays: Mapping[str, Array], prefix: str = "array.") -> dict[str, Tensor]:
