@@ -13,13 +13,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bezoar.errors import BezoarError, ConfigError, DivergedError
+from bezoar.errors import BezoarError, ConfigError, DivergedError, SuspectsError
 from bezoar.experiments import environment
 from bezoar.experiments.config import Experiment
 from bezoar.experiments.losses import prior_losses, who_was_bad
 from bezoar.experiments.records import CONFIG, WEIGHTS, Records, alone, load_tensors, plain, read_summary
 from bezoar.experiments.rounds import Clock, State, evaluate, play
 from bezoar.experiments.setup import Setup, prepare
+from bezoar.models.files import kept
 
 #: Told after every round (kind "round") and evaluation (kind "evaluation"); records may hold tensors.
 Progress = Callable[[Mapping[str, Any]], None]
@@ -40,7 +41,7 @@ class RunResult:
         summary: as in ``summary.json``.
         rounds: one record a round.
         evaluations: one record an evaluation.
-        weights: final parameters and buffers by name.
+        weights: final parameters and buffers by name; of a model with frozen parameters the trained ones.
         directory: where the run was recorded, None if it stayed in memory.
     """
 
@@ -90,6 +91,7 @@ def run(
         BusyError: another process is running in ``out``.
         DataError: data are missing or damaged.
         Interrupted: stopped by Ctrl-C after writing a checkpoint.
+        SuspectsError: more clients look hostile than declared, and ``defence.more_than_f`` is "stop".
     """
     folder = None if out is None else Path(out)
     if folder is None:
@@ -136,12 +138,12 @@ def _run(
             device=device,
             progress=None,
         )
-    weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
+    weights, metadata = kept(setup.model)
     summary = _summary(experiment, setup, records, digest, diverged, command)
     if twin is not None:
         summary.update(distances(weights, twin.weights))
     summary = plain(summary)
-    records.finish(summary, weights)
+    records.finish(summary, weights, metadata)
     return RunResult(summary, records.rounds, records.evaluations, weights, folder)
 
 
@@ -216,6 +218,10 @@ def _rounds(setup: Setup, state: State, records: Records, digest: str, progress:
             except DivergedError as error:
                 flush()
                 return str(error)
+            except SuspectsError:
+                flush()
+                records.save_checkpoint(state.round, _tensors(setup, state), digest)
+                raise
             t = state.round
             metrics.append(record)
             if progress:
@@ -288,6 +294,7 @@ def _summary(
         "regime": experiment.regime,
         "rounds": len(records.rounds),
         "parameters": setup.weights.numel(),
+        **({"model": dict(setup.facts)} if setup.facts else {}),
         "clients": setup.federation.n,
         "malicious": len(setup.malicious),
         **({"honesty": who} if who else {}),

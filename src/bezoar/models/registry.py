@@ -16,6 +16,7 @@ from bezoar.models.lstm import lstm
 from bezoar.models.resnet9 import resnet9
 from bezoar.models.resnet101 import resnet101_layernorm
 from bezoar.models.simple import cnn, linear, mlp
+from bezoar.models.transformer import transformer
 from bezoar.seeding import derive
 
 
@@ -52,6 +53,7 @@ MODELS: dict[str, ModelKind] = {
         ModelKind("resnet9", resnet9),
         ModelKind("resnet101-layernorm", resnet101_layernorm),
         ModelKind("lstm", lstm, tokens=True),
+        ModelKind("transformer", transformer, tokens=True),
     )
 }
 
