@@ -17,6 +17,7 @@ NARROW: dict[str, dict[str, object]] = {
     "resnet9": {"width": 4},
     "resnet101-layernorm": {"width": 2},
     "lstm": {"embedding": 4, "hidden": 4},
+    "transformer": {"width": 4, "heads": 2},
 }
 
 
@@ -174,6 +175,7 @@ def test_models_list_their_options() -> None:
         "resnet9": {"width": 64},
         "resnet101-layernorm": {"width": 64},
         "lstm": {"embedding": 8, "hidden": 256, "layers": 2, "tied": False},
+        "transformer": {"width": 64, "layers": 2, "heads": 4, "context": 0, "tied": False},
     }
     assert all(kind.summary.endswith((".", ":")) for kind in MODELS.values())
 
