@@ -139,7 +139,7 @@ def _run(
     if folder is not None and (folder / CONFIG).exists():
         raise ConfigError(f"{folder}: already holds a run; choose another --out")
     dataset = _dataset(experiment, data_dir)
-    found = experiment.model.build(dataset.shape, len(dataset.classes), experiment.seed)
+    found = experiment.model.build(dataset, experiment.seed)
     model, begin = found.model.to(device), time.perf_counter()
     if folder is not None:
         write_atomically(folder / CONFIG, tomlkit.dumps(experiment.table()))

@@ -85,7 +85,10 @@ def test_wrong_files_say_what_is_wrong(tmp_path: Path) -> None:
         return tmp_path / "w.safetensors"
 
     cases = [
-        ({**whole, "1.weight": torch.ones(2)}, r"'1.weight' is no tensor of the model; did you mean '0.weight'|'2.weight"),
+        (
+            {**whole, "1.weight": torch.ones(2)},
+            r"'1.weight' is no tensor of the model; did you mean '0.weight'|'2.weight",
+        ),
         ({k: v for k, v in whole.items() if k != "2.bias"}, r"'2.bias' of the model not found in there"),
         ({**whole, "2.bias": torch.ones(3)}, r"'2.bias' has shape \[3\], in the model \[2\]"),
         ({**whole, "2.bias": torch.tensor([1.0, torch.nan])}, r"'2.bias' holds torch.float32 or is not finite"),

@@ -37,7 +37,11 @@ def shaken(model: nn.Module) -> nn.Module:
 
 
 @given(
-    inside=st.integers(1, 6), out=st.integers(1, 6), bias=st.booleans(), alpha=st.floats(0.1, 50), seed=st.integers(0, 9)
+    inside=st.integers(1, 6),
+    out=st.integers(1, 6),
+    bias=st.booleans(),
+    alpha=st.floats(0.1, 50),
+    seed=st.integers(0, 9),
 )
 @settings(deadline=None, max_examples=30)
 def test_it_is_the_formula(inside: int, out: int, bias: bool, alpha: float, seed: int) -> None:
@@ -92,7 +96,9 @@ def test_patterns_name_parameters_and_modules() -> None:
         "blocks.1.norm1.bias", "blocks.1.norm2.bias", "head.weight",
     )  # fmt: skip
     assert [n for n, p in model.named_parameters() if p.requires_grad][-1] == "head.weight"
-    with pytest.raises(ConfigError, match=r"trainable: 'block.1.\*' is no parameter of the model; did you mean 'blocks"):
+    with pytest.raises(
+        ConfigError, match=r"trainable: 'block.1.\*' is no parameter of the model; did you mean 'blocks"
+    ):
         only(model, ["block.1.*"])
 
 

@@ -26,7 +26,7 @@ from pydantic_core import PydanticSerializationError
 
 from bezoar.attacks import ATTACKS, Attack, Knowledge, UpdateAttack
 from bezoar.clients import CLIENTS, Clients, Gradient
-from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS, Partition, Sampling
+from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS, Dataset, Partition, Sampling
 from bezoar.errors import ConfigError, nearest
 from bezoar.experiments import readings
 from bezoar.experiments.defence import Defence, defence
@@ -168,13 +168,18 @@ class Model(BaseModel):
         """The files of weights."""
         return (self.weights,) if isinstance(self.weights, str) else self.weights or ()
 
-    def build(self, shape: tuple[int, ...], classes: int, seed: int) -> Built:
-        """The model for samples of ``shape``, initialised from ``seed`` and its files. Raises ConfigError."""
+    def build(self, dataset: Dataset, seed: int) -> Built:
+        """The model for samples of ``dataset``, initialised from ``seed`` and its files. Raises ConfigError."""
+        for option in self.options:
+            if option in ("shape", "classes", "seed", "names"):
+                raise ConfigError(f"{option}: follows from the data set and the experiment's seed; leave it out")
         lora = self.lora
         adapters = None
         if lora is not None:
             adapters = LoRA(lora.targets, lora.rank, lora.alpha, seed if lora.seed is None else lora.seed)
-        made = make_model(self.name, shape, classes, seed, **self.options)
+        vocabulary = dataset.vocabulary
+        names = () if vocabulary is None else vocabulary.names
+        made = make_model(self.name, dataset.shape, len(dataset.classes), seed, names=names, **self.options)
         return built(made, self.files, self.trainable, adapters)
 
     @property

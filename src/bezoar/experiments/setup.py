@@ -149,10 +149,7 @@ def assemble(
         "sampling",
         lambda: experiment.sampling.draw(federation.n, 0, experiment.seed, malicious, adversary.per_round, held),
     )
-    for option in experiment.model.options:
-        if option in ("shape", "classes", "seed"):
-            raise ConfigError(f"model.{option}: follows from the data set and the experiment's seed; leave it out")
-    made = _at("model", lambda: experiment.model.build(dataset.shape, len(dataset.classes), experiment.seed))
+    made = _at("model", lambda: experiment.model.build(dataset, experiment.seed))
     model = made.model.to(device)
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
