@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tomlkit
 from pydantic import (
@@ -482,7 +482,9 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for step in path:
         annotation = model.model_fields[step].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        # A section that may be absent is the section or None.
+        choices = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
+        if len(choices) != 1 or not (isinstance(choices[0], type) and issubclass(choices[0], BaseModel)):
             return []
-        model = annotation
+        model = choices[0]
     return list(model.model_fields)

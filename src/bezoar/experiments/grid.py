@@ -35,6 +35,7 @@ from bezoar.experiments.records import (
 )
 from bezoar.experiments.run import Interrupted, Progress, distances, run
 from bezoar.experiments.scales import at_scale, holds, label, labels
+from bezoar.models.files import check_unchanged
 from bezoar.recipes.paper import Claim, claims
 
 
@@ -266,6 +267,8 @@ def compare(
     todo = []
     for cell in grid.cells:
         summary = read_summary(store / cell.key)
+        if summary is not None:
+            check_unchanged(summary.get("model", {}).get("weights", {}))
         if summary is None:
             todo.append(cell)
             continue

@@ -20,7 +20,7 @@ from bezoar.experiments.losses import prior_losses, who_was_bad
 from bezoar.experiments.records import CONFIG, WEIGHTS, Records, alone, load_tensors, plain, read_summary
 from bezoar.experiments.rounds import Clock, State, evaluate, play
 from bezoar.experiments.setup import Setup, prepare
-from bezoar.models.files import kept
+from bezoar.models.files import FROZEN, check_unchanged, kept
 
 #: Told after every round (kind "round") and evaluation (kind "evaluation"); records may hold tensors.
 Progress = Callable[[Mapping[str, Any]], None]
@@ -153,6 +153,7 @@ def _finished(folder: Path, digest: str) -> RunResult | None:
         return None
     if summary["hash"] != digest:
         raise ConfigError(f"{folder}: holds a finished run of another configuration; choose another --out")
+    check_unchanged(summary.get("model", {}).get("weights", {}))
     records = Records(folder)
     records._reread()
     weights, _ = load_tensors(folder / WEIGHTS)
@@ -174,6 +175,9 @@ def _restore(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
             kind, _, rest = name.partition(".")
             if name == "weights":
                 setup.weights.copy_(value)
+            elif name == FROZEN:
+                if not torch.equal(value, _frozen(setup)[FROZEN]):
+                    raise ConfigError("the frozen part of the model is not the one any more that the checkpoint is of")
             elif kind == "buffer":
                 buffers[rest].copy_(value)
             else:
@@ -183,13 +187,19 @@ def _restore(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
 
 
 def _tensors(setup: Setup, state: State) -> dict[str, Tensor]:
-    tensors = {"weights": setup.weights}
+    tensors = {"weights": setup.weights, **_frozen(setup)}
     for part in _MEMORIES:
         memory: Mapping[str, Tensor] = getattr(state, part)
         for name, value in memory.items():
             mark = _ON_CPU if value.device.type == "cpu" != setup.device.type else ""
             tensors[f"{part}{mark}.{name}"] = value
     return tensors | {f"buffer.{name}": value for name, value in setup.model.named_buffers()}
+
+
+def _frozen(setup: Setup) -> dict[str, Tensor]:
+    """The checksum of the model's frozen part as bytes [32], if it has one: a checkpoint is of no other one."""
+    digest = setup.facts.get(FROZEN)
+    return {} if digest is None else {FROZEN: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)}
 
 
 def _rounds(setup: Setup, state: State, records: Records, digest: str, progress: Progress | None) -> str | None:

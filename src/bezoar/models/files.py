@@ -112,6 +112,13 @@ def load_files(model: nn.Module, paths: Sequence[str | Path]) -> dict[str, str]:
     return checksums
 
 
+def check_unchanged(checksums: Mapping[str, str]) -> None:
+    """Raise ConfigError if a file of weights that a finished run read has other content now; absent ones may be."""
+    for path, before in checksums.items():
+        if Path(path).is_file() and hashlib.sha256(Path(path).read_bytes()).hexdigest() != before:
+            raise ConfigError(f"{path}: is not the file any more that this run read; choose another --out")
+
+
 def _read(path: str | Path) -> tuple[str, dict[str, Tensor], dict[str, str]]:
     try:
         data = Path(path).read_bytes()
