@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -188,7 +188,9 @@ def _dataset(experiment: Pretraining, data_dir: str | Path | None) -> Dataset:
     return dataset if groups is None else dataset.of_groups(groups.column, groups.part, groups.parts)
 
 
-def _train(experiment: Pretraining, dataset: Dataset, model: nn.Module, device: torch.device) -> Any:
+def _train(
+    experiment: Pretraining, dataset: Dataset, model: nn.Module, device: torch.device
+) -> Iterator[dict[str, Any]]:
     """Train ``model`` in place; a record every so many steps and at the end."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=experiment.weight_decay)
