@@ -49,6 +49,10 @@ class BusyError(BezoarError):
     """Another process is writing the same records."""
 
 
+class ElsewhereError(BezoarError):
+    """Another process of the same run failed, and rank 0 says why: nothing is to be printed here."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that names the nearest known name, or lists all of them.
 

@@ -89,7 +89,7 @@ def sketch(rows: Updates, size: int, seed: int, purpose: str) -> Tensor:
     n, d = rows.shape
     out = torch.zeros(n, min(size, d), dtype=torch.float64, device=rows.device)
     # Twice in float64, with and without signs.
-    for block in rows.blocks(COLUMN_BYTES // 4):
+    for block in rows.share(COLUMN_BYTES // 4):
         values = block.values.double()
         if d <= size:
             out[:, block.start : block.stop] = values
@@ -98,7 +98,7 @@ def sketch(rows: Updates, size: int, seed: int, purpose: str) -> Tensor:
         codes = torch.cat([_codes(size, seed, purpose, d, chunk) for chunk in range(first, last + 1)])
         codes = codes[block.start - first * _CHUNK : block.stop - first * _CHUNK].to(rows.device)
         out.index_add_(1, codes // 2, values * (1 - 2 * (codes % 2)))
-    return out
+    return rows.spread.total(out)
 
 
 def _codes(size: int, seed: int, purpose: str, d: int, chunk: int) -> Tensor:

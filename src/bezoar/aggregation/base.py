@@ -311,10 +311,10 @@ def reduce_sorted(rows: Updates, finish: Finish, chosen: Tensor | None = None) -
 def reduce_columns(rows: Updates, reduce: Callable[[Tensor], Tensor], chosen: Tensor | None = None) -> Tensor:
     """Apply ``reduce`` [m, b] -> [b] to all columns, block by block: [d]; to the rows ``chosen`` [m] only if given."""
     vector = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
-    for block in rows.blocks(COLUMN_BYTES):
+    for block in rows.share(COLUMN_BYTES):
         values = block.values if chosen is None else block.values[chosen]
         vector[block.start : block.stop] = reduce(values).to(rows.dtype)
-    return vector
+    return rows.spread.join(vector)
 
 
 @dataclass(frozen=True)

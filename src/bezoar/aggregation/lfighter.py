@@ -70,7 +70,7 @@ def _movement(rows: Updates, weight: Segment, bias: Segment | None) -> Tensor:
     """How far every class moves, summed over clients: float64 [classes]."""
     classes, inputs = weight.shape
     squares = torch.zeros(len(rows), classes, dtype=torch.float64, device=rows.device)
-    for block in rows.blocks(COLUMN_BYTES):
+    for block in rows.share(COLUMN_BYTES):
         start, stop = max(block.start, weight.start), min(block.stop, weight.stop)
         at = start
         while at < stop:
@@ -79,7 +79,7 @@ def _movement(rows: Updates, weight: Segment, bias: Segment | None) -> Tensor:
             part = block.values[:, at - block.start : end - block.start]
             squares[:, of] += torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).square()
             at = end
-    moved = squares.sqrt().sum(0)
+    moved = rows.spread.total(squares).sqrt().sum(0)
     if bias is not None:
         biases = rows.columns(torch.arange(bias.start, bias.stop, device=rows.device))
         moved += biases.double().abs().sum(0)

@@ -88,12 +88,12 @@ class SignGuard(Rule):
         counted = min(d, max(math.ceil(self.share * d), FEWEST))
         index = torch.randperm(d, generator=source, device=source.device)[:counted].sort().values.to(rows.device)
         counts = torch.zeros(n, 2, dtype=torch.float64, device=rows.device)
-        for block in rows.blocks(COLUMN_BYTES):
+        for block in rows.share(COLUMN_BYTES):
             inside = index[(index >= block.start) & (index < block.stop)] - block.start
             values = block.values[:, inside]
             counts[:, 0] += (values > 0).sum(1)
             counts[:, 1] += (values < 0).sum(1)
-        positive, negative = counts.T
+        positive, negative = rows.spread.total(counts).T
         return torch.stack([positive, counted - positive - negative, negative], dim=1) / counted, counted
 
     def _largest_cluster(self, statistics: Tensor, counted: int) -> Tensor:

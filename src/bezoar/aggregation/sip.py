@@ -123,7 +123,7 @@ def project(rows: Updates, intervals: Intervals, vector: Tensor) -> tuple[Tensor
     rounding = 4 * torch.finfo(vector.dtype).eps
     projected = torch.empty_like(vector)
     moved, squares = 0, 0.0
-    for block in rows.blocks(COLUMN_BYTES):
+    for block in rows.share(COLUMN_BYTES):
         low, high = common_box(block.values, intervals)
         # Intervals that meet in a point may have changed ends by rounding.
         low, high = torch.minimum(low, high), torch.maximum(low, high)
@@ -136,4 +136,5 @@ def project(rows: Updates, intervals: Intervals, vector: Tensor) -> tuple[Tensor
         projected[here] = torch.where(outside, inside, given)
         moved += int(outside.sum())
         squares += float((high - low).square().sum())
-    return projected, Box(math.sqrt(squares), moved)
+    found = rows.spread.total(torch.tensor([float(moved), squares], dtype=torch.float64))
+    return rows.spread.join(projected), Box(math.sqrt(float(found[1])), int(found[0]))

@@ -62,7 +62,7 @@ def spread(honest: Updates, direction: Direction) -> Spread:
     # A power of two: the directions' squares stay legal numbers, whatever the size of the rows, and nothing is rounded.
     size = float(honest.squared_norms().max().sqrt())
     unit = 2.0 ** -int(torch.frexp(torch.tensor(size, dtype=torch.float64)).exponent) if 1e-290 < size < 1e290 else 1.0
-    for block in honest.blocks(COLUMN_BYTES):
+    for block in honest.share(COLUMN_BYTES):
         values = block.values.double()
         middle = values.mean(0)
         # Equal rows must not be moved by the rounding of their mean.
@@ -77,6 +77,8 @@ def spread(honest: Updates, direction: Direction) -> Spread:
         mean[block.start : block.stop], p[block.start : block.stop] = middle, part
         along += centred @ part
         squared += centred.square().sum(1)
+    mean, p = honest.spread.join(mean), honest.spread.join(p)
+    along, squared = honest.spread.total(along), honest.spread.total(squared)
     length = float(p.norm())
     if length > 0:
         p, along = p / length, along / length

@@ -90,11 +90,11 @@ class Sampled(Updates):
 def column_spread(honest: Updates) -> Tensor:
     """Standard deviation [d] of every column of ``honest``, divided by n - 1; zero for a single row."""
     spread = torch.empty(honest.shape[1], dtype=honest.dtype, device=honest.device)
-    for block in honest.blocks(COLUMN_BYTES):
+    for block in honest.share(COLUMN_BYTES):
         values = block.values.double()
         variance = (values - values.mean(0)).square_().sum(0) / max(1, len(honest) - 1)
         spread[block.start : block.stop] = variance.sqrt_().to(honest.dtype)
-    return spread
+    return honest.spread.join(spread)
 
 
 class Probe:

@@ -69,9 +69,9 @@ class ALIE(UpdateAttack):
     def _shifted(self, honest: Updates, z: float) -> Tensor:
         limit = torch.finfo(honest.dtype).max
         vector = torch.empty(honest.shape[1], dtype=honest.dtype, device=honest.device)
-        for block in honest.blocks(COLUMN_BYTES):
+        for block in honest.share(COLUMN_BYTES):
             values = block.values.double()
             mean = values.mean(0)
             variance = (values - mean).square_().sum(0) / max(1, len(honest) - 1)
             vector[block.start : block.stop] = (mean + z * variance.sqrt()).clamp(-limit, limit).to(honest.dtype)
-        return vector
+        return honest.spread.join(vector)

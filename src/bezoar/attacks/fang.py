@@ -135,14 +135,14 @@ class FangTrimmedMean(UpdateAttack):
     def _range(self, honest: Updates) -> tuple[Tensor, Tensor]:
         """The honest extreme against the mean, and how far beyond it attackers go: [d] each, float64."""
         near, far = (torch.empty(honest.shape[1], dtype=torch.float64, device=honest.device) for _ in range(2))
-        for block in honest.blocks(COLUMN_BYTES):
+        for block in honest.share(COLUMN_BYTES):
             values = block.values.double()
             side = values.mean(0).sign()
             extreme = torch.where(side > 0, values.amin(0), values.amax(0)) * side.abs()
             # Away from the honest values: an extreme on their side of zero is divided by b, one beyond it multiplied.
             beyond = torch.where(extreme * side > 0, extreme / self.b, extreme * self.b)
             near[block.start : block.stop], far[block.start : block.stop] = extreme, beyond
-        return near, far
+        return honest.spread.join(near), honest.spread.join(far)
 
 
 @dataclass(frozen=True)

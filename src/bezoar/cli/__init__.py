@@ -13,7 +13,7 @@ import typer
 
 from bezoar.cli import catalogue, certify, choose_k, experiments, priors
 from bezoar.cli.app import app
-from bezoar.errors import BezoarError, ConfigError
+from bezoar.errors import BezoarError, ConfigError, ElsewhereError
 
 __all__ = ["app", "catalogue", "certify", "choose_k", "experiments", "main", "priors"]
 
@@ -27,6 +27,8 @@ def main() -> None:
     """Entry point: errors are one line, wrong use exits with 2, other failures with 1, Ctrl-C with 130."""
     try:
         app()
+    except ElsewhereError:
+        sys.exit(1)
     except ConfigError as error:
         _stop(str(error), 2)
     except BezoarError as error:

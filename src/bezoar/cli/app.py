@@ -40,6 +40,9 @@ Allocator = Annotated[
     str, typer.Option(help="'tuned' keeps freed memory (faster on a CPU, higher peak), 'default' leaves malloc alone.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the directory's checkpoint.")]
+RankTimeout = Annotated[
+    float, typer.Option(min=1.0, help="Seconds that the processes of torchrun wait for each other before they give up.")
+]
 Jobs = Annotated[int, typer.Option(min=1, help="Cells to run at a time, each in a process of its own.")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from bezoar.cli.app import (
     Json,
     Out,
     Quiet,
+    RankTimeout,
     Resume,
     Seed,
     Set,
@@ -31,6 +32,9 @@ from bezoar.cli.app import (
 from bezoar.cli.grids import Kind
 from bezoar.cli.grids import compare as compare_grid
 from bezoar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bezoar.experiments.run import RunResult
 
 #: Columns that the whole comparison table needs; on narrower terminals the report has the rest.
 _WIDE = 130
@@ -49,11 +53,33 @@ def run(
     allocator: Allocator = "tuned",
     quiet: Quiet = False,
     as_json: Json = False,
+    rank_timeout: RankTimeout = 600.0,
 ) -> None:
     """Run one experiment and write its records, summary, weights and report.
 
-    A recipe that is a grid runs as with 'bezoar compare'.
+    A recipe that is a grid runs as with 'bezoar compare'. Started by torchrun, all its processes play one experiment.
     """
+    from bezoar.ranks import many_asked_for
+
+    if many_asked_for():
+        from bezoar.cli.ranks import run_on_ranks
+
+        run_on_ranks(
+            source,
+            settings,
+            seed,
+            out,
+            data_dir,
+            resume,
+            device,
+            threads,
+            allocator,
+            quiet,
+            as_json,
+            rank_timeout,
+            lambda result, folder: _show(result, folder, quiet, as_json),
+        )
+        return
     prepare(allocator, threads, device)
     table, values, name = read(source, settings)
     if table.get("kind") == "expected":
@@ -79,7 +105,6 @@ def run(
     from bezoar.experiments import run as run_experiment
     from bezoar.experiments.config import override
     from bezoar.experiments.progress import Display
-    from bezoar.reports import write_report
 
     if seed is not None:
         values["seed"] = seed
@@ -96,6 +121,13 @@ def run(
             progress=progress,
             command=command(),
         )
+    _show(result, folder, quiet, as_json)
+
+
+def _show(result: RunResult, folder: Path, quiet: bool, as_json: bool) -> None:
+    """Write the report of a finished run, and print what there is to say."""
+    from bezoar.reports import write_report
+
     page = write_report(folder)
     if as_json:
         typer.echo(json.dumps(result.summary, indent=2))

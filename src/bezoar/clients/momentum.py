@@ -20,8 +20,12 @@ def check_memory(n: int, d: int, itemsize: int, max_bytes: int) -> None:
         )
 
 
-def accumulate(fresh: Updates, last: Tensor | None, momentum: float, n: int) -> tuple[DenseUpdates, Tensor]:
+def accumulate(
+    fresh: Updates, last: Tensor | None, momentum: float, n: int, known: Tensor | None = None
+) -> tuple[DenseUpdates, Tensor]:
     r"""What the clients in ``fresh`` [m, d] send, and the momentum [n, d] of all n clients (row = client id).
+
+    ``known`` [n], ascending, are the ids of these clients if they are not 0, 1, ..., n - 1.
 
     .. math:: m_i \leftarrow \beta m_i + (1 - \beta) g_i, \quad m_i = 0 \text{ at first}
 
@@ -29,6 +33,8 @@ def accumulate(fresh: Updates, last: Tensor | None, momentum: float, n: int) -> 
     server can exclude it, and its client keeps its momentum. ``last`` is never changed.
     """
     ids = fresh.clients.to(fresh.device)
+    if known is not None:
+        ids = torch.searchsorted(known.to(ids.device), ids)
     everyone = torch.equal(ids, torch.arange(n, device=ids.device))
     rows = torch.empty(fresh.shape, dtype=fresh.dtype, device=fresh.device)
     for block in fresh.blocks():

@@ -98,6 +98,15 @@ class Clients(ABC):
         """The samples of a round, of all ``rows`` [N] that its cohort holds, and their ``owners`` [N]."""
         return rows, owners
 
+    def load(self, counts: Indices) -> Indices:
+        """How much work a round is for clients with so many samples [n], in any unit that is the same for all."""
+        return counts
+
+    @property
+    def shares_draws(self) -> bool:
+        """Whether layers that draw (dropout) draw for all clients at once, not for each from a stream of its own."""
+        return True
+
     def offers(self, n: int, row_bytes: int) -> Needs:
         """What the updates of ``n`` clients can be asked for, a row being ``row_bytes`` long."""
         return ~Needs.NONE
@@ -159,6 +168,9 @@ class Gradient(Clients):
         positions = np.concatenate(kept)
         return rows[positions], owners[positions]
 
+    def load(self, counts: Indices) -> Indices:
+        return np.minimum(counts, self.batch_size) if self.batch_size else counts
+
     def server_lr(self, lr: float) -> float:
         return lr
 
@@ -204,6 +216,10 @@ class LocalSGD(Clients):
     @property
     def _one_step(self) -> bool:
         return self.epochs == 1 and self.batch_size == 0
+
+    @property
+    def shares_draws(self) -> bool:
+        return self._one_step
 
     def offers(self, n: int, row_bytes: int) -> Needs:
         return ~Needs.NONE if self._one_step or n * row_bytes <= self.max_bytes else StreamedUpdates.offers

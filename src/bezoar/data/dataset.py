@@ -138,19 +138,26 @@ class Dataset:
         )
 
     def batch(
-        self, samples: Samples, indices: Tensor | Indices | slice, augment: torch.Generator | None = None
+        self,
+        samples: Samples,
+        indices: Tensor | Indices | slice,
+        augment: torch.Generator | None = None,
+        only: Tensor | None = None,
     ) -> Tensor:
         """Rows ``indices`` of ``samples`` as normalised float32 [len(indices), C, H, W], or as tokens int64 [..., T].
 
         With a generator in ``augment`` each row gets this data set's random augmentation, drawn from it; a data set
         without one ignores the generator, so that a caller need not know which is which. Draws depend on the
-        position in the batch: to be independent of chunking, ask for the whole union batch at once.
+        position in the batch: to be independent of chunking, ask for the whole union batch at once, of which the
+        positions ``only`` [m] (int64) come back if given.
         """
         rows = torch.from_numpy(indices) if isinstance(indices, np.ndarray) else indices
+        if only is not None and (augment is None or self.augmentation == "none"):
+            rows, only = torch.arange(len(samples))[rows][only] if isinstance(rows, slice) else rows[only], None
         if self.vocabulary is not None:
             return samples.inputs[rows].long()
         if augment is not None and isinstance(samples.inputs, Tensor):
-            raw = self.augmented(samples.inputs, rows, augment)
+            raw = self.augmented(samples.inputs, rows, augment, only)
         else:
             raw = samples.inputs[rows]
         channels = (1, -1) + (1,) * (raw.ndim - 2)
@@ -158,11 +165,17 @@ class Dataset:
         std = torch.tensor(self.std, device=raw.device).view(channels)
         return raw.to(torch.float32).mul_(1 / (self.scale * std)).sub_(mean / std)
 
-    def augmented(self, inputs: Tensor, rows: Tensor | slice, draws: torch.Generator) -> Tensor:
-        """Rows of ``inputs`` [M, C, H, W], normalised or not, with this data set's random augmentation, if any."""
+    def augmented(
+        self, inputs: Tensor, rows: Tensor | slice, draws: torch.Generator, only: Tensor | None = None
+    ) -> Tensor:
+        """Rows of ``inputs`` [M, C, H, W], normalised or not, with this data set's random augmentation, if any.
+
+        ``only`` [m] picks some of these rows, after all have been drawn for.
+        """
         if self.augmentation == "crop-flip":
-            return crop_and_flip(inputs, rows, draws)
-        return inputs[rows.to(inputs.device) if isinstance(rows, Tensor) else rows]
+            return crop_and_flip(inputs, rows, draws, only)
+        found = inputs[rows.to(inputs.device) if isinstance(rows, Tensor) else rows]
+        return found if only is None else found[only.to(found.device)]
 
 
 def as_input(batch: Tensor, device: torch.device) -> Tensor:

@@ -84,7 +84,7 @@ def play_clients(at: Round, memory: Memory, mind: Mind, done: Callable[[str], No
         done("clients")
         return Cast(updates, claims[updates.clients.cpu()].to(device), memory, poisoned.state, poisoned.report)
     assert isinstance(attack, UpdateAttack)
-    if not len(honest):
+    if len(at.attackers) == len(at.cohort):
         raise HostileRowsError(f"round {at.number}: all {len(at.cohort)} clients of the cohort are malicious", ())
     knowledge = at.setup.experiment.adversary.knowledge
     blind = knowledge < Knowledge.HONEST_UPDATES

@@ -225,16 +225,21 @@ def evaluate(setup: Setup, t: int) -> dict[str, Any]:
     ``per_class_accuracy`` is empty with more than :data:`MOST_CLASSES` classes.
     """
     dataset, device = setup.federation.dataset, setup.device
-    targets = dataset.test.targets
-    predicted = torch.empty(len(targets), dtype=torch.int64)
-    loss = 0.0
+    targets, ranks = dataset.test.targets, setup.ranks
+    predicted = torch.zeros(len(targets), dtype=torch.int64)
+    size = setup.experiment.evaluation.batch_size
+    starts = range(0, len(targets), size)
+    losses = torch.zeros(len(starts), dtype=torch.float64)
     setup.model.eval()
     with torch.no_grad():
-        for start in range(0, len(targets), setup.experiment.evaluation.batch_size):
-            stop = start + setup.experiment.evaluation.batch_size
-            outputs = setup.model(as_input(dataset.batch(dataset.test, slice(start, stop)), device))
-            loss += float(cross_entropy(outputs, targets[start:stop].to(device)).double().sum())
-            predicted[start:stop] = outputs.argmax(1).cpu()
+        # Every rank takes some of the batches, which are those of one process.
+        for i in range(ranks.rank, len(starts), ranks.size):
+            part = slice(starts[i], starts[i] + size)
+            outputs = setup.model(as_input(dataset.batch(dataset.test, part), device))
+            losses[i] = cross_entropy(outputs, targets[part].to(device)).double().sum()
+            predicted[part] = outputs.argmax(1).cpu()
+    predicted = ranks.total(predicted)
+    loss = sum(ranks.total(losses).tolist())
     right = predicted == targets
     clean = torch.ones(len(targets), dtype=torch.bool)
     attack_accuracy = None

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from bezoar.errors import BezoarError, ConfigError, DivergedError, SuspectsError
+from bezoar.errors import BezoarError, ConfigError, DivergedError, ElsewhereError, SuspectsError
 from bezoar.experiments import environment
 from bezoar.experiments.config import Experiment
 from bezoar.experiments.losses import prior_losses, who_was_bad
 from bezoar.experiments.records import CONFIG, WEIGHTS, Records, alone, load_tensors, plain, read_summary
 from bezoar.experiments.rounds import Clock, State, evaluate, play
 from bezoar.experiments.setup import Setup, prepare
+from bezoar.experiments.together import agreed, check_same, share_checkpoint, whole_tensors
 from bezoar.models.files import FROZEN, check_unchanged, kept
+from bezoar.ranks import ALONE, Ranks
 
 #: Told after every round (kind "round") and evaluation (kind "evaluation"); records may hold tensors.
 Progress = Callable[[Mapping[str, Any]], None]
@@ -73,6 +76,7 @@ def run(
     progress: Progress | None = None,
     command: str | None = None,
     wait: bool = False,
+    ranks: Ranks = ALONE,
 ) -> RunResult:
     """Run ``experiment`` and record it in the directory ``out`` (None: in memory only).
 
@@ -85,22 +89,27 @@ def run(
         progress: called with every record.
         command: shell command to note in the summary.
         wait: for another process that is running in ``out``.
+        ranks: the processes that play this run together; all of them call this, rank 0 keeps the records and is the
+            only one to read or write ``out`` and to tell ``progress``. The result is the same on all.
 
     Raises:
         ConfigError: the experiment can not run, or ``out`` is taken.
         BusyError: another process is running in ``out``.
+        ElsewhereError: another rank failed.
         DataError: data are missing or damaged.
         Interrupted: stopped by Ctrl-C after writing a checkpoint.
         SuspectsError: more clients look hostile than declared, and ``defence.more_than_f`` is "stop".
     """
-    folder = None if out is None else Path(out)
-    if folder is None:
-        return _run(experiment, None, data_dir, resume, device, progress, command)
-    finished = _finished(folder, experiment.hash()) if resume else None
-    if finished is not None:
-        return finished
-    with alone(folder, wait):
-        return _run(experiment, folder, data_dir, resume, device, progress, command)
+    folder = None if out is None or not ranks.first else Path(out)
+    if out is None:
+        return _run(experiment, None, data_dir, resume, device, progress, command, ranks, twin_out=None)
+    twin = Path(out) / "twin"
+    finished = ranks.on_first(lambda: _finished(folder, experiment.hash()) if resume and folder else None)
+    if ranks.said(finished is not None):
+        return _everywhere(ranks, finished)
+    with contextlib.ExitStack() as inside:
+        ranks.on_first(lambda: inside.enter_context(alone(folder, wait)) if folder else None)
+        return _run(experiment, folder, data_dir, resume, device, progress, command, ranks, twin_out=twin)
 
 
 def _run(
@@ -111,40 +120,70 @@ def _run(
     device: str | torch.device,
     progress: Progress | None,
     command: str | None,
+    ranks: Ranks,
+    twin_out: Path | None,
 ) -> RunResult:
     digest = experiment.hash()
-    if folder is not None and resume:
-        finished = _finished(folder, digest)
-        if finished is not None:
-            return finished
-        if (folder / CONFIG).exists() and Experiment.load(folder / CONFIG).hash() != digest:
-            raise ConfigError(f"{folder}: holds a run of another configuration; choose another --out")
+    finished = ranks.on_first(lambda: _found(folder, digest) if resume and folder else None)
+    if ranks.said(finished is not None):
+        return _everywhere(ranks, finished)
     where = torch.device(device)
     records = Records(folder)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        setup = prepare(experiment, data_dir, where)
-        checkpoint = records.open(experiment.dumps(), digest, resume)
+        setup = replace(ranks.together(lambda: prepare(experiment, data_dir, where)), ranks=ranks)
+        ranks.together(lambda: check_same(setup, digest))
+        checkpoint = ranks.on_first(lambda: records.open(experiment.dumps(), digest, resume))
         state = State()
-        if checkpoint is not None:
-            state = _restore(setup, checkpoint.round, checkpoint.tensors)
-        diverged = _rounds(setup, state, records, digest, progress)
+        found = share_checkpoint(setup, checkpoint)
+        if found is not None:
+            state = _restore(setup, *found)
+        diverged = _rounds(setup, state, records, digest, progress if ranks.first else None)
     twin = None
     if experiment.evaluation.twin:
         twin = run(
             experiment.without_attack(),
-            None if folder is None else folder / "twin",
+            twin_out,
             data_dir=data_dir,
-            resume=resume or folder is not None,
+            resume=resume or twin_out is not None,
             device=device,
             progress=None,
+            ranks=ranks,
         )
     weights, metadata = kept(setup.model)
     summary = _summary(experiment, setup, records, digest, diverged, command)
     if twin is not None:
         summary.update(distances(weights, twin.weights))
     summary = plain(summary)
-    records.finish(summary, weights, metadata)
-    return RunResult(summary, records.rounds, records.evaluations, weights, folder)
+    ranks.on_first(lambda: records.finish(summary, weights, metadata))
+    mine = RunResult(summary, records.rounds, records.evaluations, weights, folder)
+    return mine if ranks.alone else _everywhere(ranks, mine if ranks.first else None)
+
+
+def _everywhere(ranks: Ranks, result: RunResult | None) -> RunResult:
+    """Rank 0's ``result`` on all ranks."""
+    if ranks.alone:
+        assert result is not None
+        return result
+    known = None if result is None else [result.summary, result.rounds, result.evaluations]
+    summary, rounds, evaluations = ranks.said(known)
+    shapes = None if result is None else {name: _kind(value) for name, value in result.weights.items()}
+    weights = {}
+    for name, (dtype, shape) in ranks.said(shapes).items():
+        mine = torch.empty(shape, dtype=getattr(torch, dtype)) if result is None else result.weights[name]
+        weights[name] = ranks.told(mine)
+    return RunResult(summary, rounds, evaluations, weights, None if result is None else result.directory)
+
+
+def _kind(value: Tensor) -> tuple[str, list[int]]:
+    return str(value.dtype).removeprefix("torch."), list(value.shape)
+
+
+def _found(folder: Path, digest: str) -> RunResult | None:
+    """The finished run in ``folder``, if there is one; a ConfigError if it holds another run."""
+    finished = _finished(folder, digest)
+    if finished is None and (folder / CONFIG).exists() and Experiment.load(folder / CONFIG).hash() != digest:
+        raise ConfigError(f"{folder}: holds a run of another configuration; choose another --out")
+    return finished
 
 
 def _finished(folder: Path, digest: str) -> RunResult | None:
@@ -216,12 +255,18 @@ def _rounds(setup: Setup, state: State, records: Records, digest: str, progress:
         timings.clear()
         written = time.monotonic()
 
+    def save_checkpoint() -> None:
+        tensors = whole_tensors(setup.ranks, _tensors(setup, state), setup)
+        records.save_checkpoint(state.round, tensors, digest)
+
     with _Interrupts() as stop:
         while state.round < experiment.rounds:
-            if stop.asked:
+            if agreed(setup, state.round, stop.asked):
                 flush()
-                records.save_checkpoint(state.round, _tensors(setup, state), digest)
+                save_checkpoint()
                 again = "; go on with --resume" if records.folder is not None else ""
+                if not setup.ranks.first:
+                    raise ElsewhereError(f"stopped after round {state.round}")
                 raise Interrupted(f"stopped after round {state.round} of {experiment.rounds}{again}")
             try:
                 state, record, seconds = play(setup, state)
@@ -230,7 +275,7 @@ def _rounds(setup: Setup, state: State, records: Records, digest: str, progress:
                 return str(error)
             except SuspectsError:
                 flush()
-                records.save_checkpoint(state.round, _tensors(setup, state), digest)
+                save_checkpoint()
                 raise
             t = state.round
             metrics.append(record)
@@ -254,7 +299,7 @@ def _rounds(setup: Setup, state: State, records: Records, digest: str, progress:
             if due and not torch.isfinite(setup.weights).all():
                 return f"the model became non-finite by round {t}"
             if save and t < experiment.rounds:
-                records.save_checkpoint(t, _tensors(setup, state), digest)
+                save_checkpoint()
     return None
 
 

@@ -22,6 +22,7 @@ from bezoar.experiments.config import Adversary, Experiment
 from bezoar.experiments.honesty import about, drawn, told
 from bezoar.models import MODELS, flatten
 from bezoar.priors import HonestPrior
+from bezoar.ranks import ALONE, Ranks
 from bezoar.seeding import numpy_generator
 from bezoar.updates import Needs
 
@@ -52,6 +53,7 @@ class Setup:
         prior: what rules are told of who may be malicious, about the clients with data; None without ``[prior]``.
         source: what the malicious clients were drawn from, None if they were not drawn from a prior.
         facts: of the model's frozen part and the files it was read from (:class:`bezoar.models.Built`).
+        ranks: the processes that play the rounds together.
     """
 
     experiment: Experiment
@@ -68,6 +70,7 @@ class Setup:
     prior: HonestPrior | None = None
     source: HonestPrior | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    ranks: Ranks = ALONE
 
     def draw(self, round: int) -> Indices:
         """The ids of the clients that are drawn for ``round`` (from 1), ascending."""

@@ -14,10 +14,12 @@ from bezoar.attacks import Batch
 from bezoar.attacks.base import Holdings
 from bezoar.clients import Work, accumulate
 from bezoar.data.dataset import Indices, as_input
-from bezoar.errors import DivergedError
+from bezoar.errors import DivergedError, UnsupportedError
 from bezoar.experiments.setup import Setup, cross_entropy
+from bezoar.ranks import longest_first
 from bezoar.seeding import generator
-from bezoar.updates import Updates
+from bezoar.updates import Sharded, Updates
+from bezoar.updates.gradients import layout_of
 
 #: What clients remember between rounds.
 Memory = Mapping[str, Tensor]
@@ -59,13 +61,14 @@ class Round:
 def samples(at: Round) -> tuple[Batch, Batch]:
     """This round's samples of the clients that do not attack, and the attackers' with true labels.
 
+    Of several ranks, each has the attackers' samples and those of the clients that it computes.
     Sybils hold copies of the malicious clients' samples, one after the other.
     """
     setup = at.setup
     federation = setup.federation
     present = at.cohort[at.cohort < federation.n]
     # Augmented before attackers leave, so that honest samples look the same with and without an attack.
-    everyone = _batch(setup, *federation.samples_of(present), at.number, "augment")
+    everyone = _batch(setup, *federation.samples_of(present), at.number, "augment", _needed(at))
     if not len(at.attackers):
         return everyone, everyone.select(torch.zeros(len(everyone), dtype=torch.bool))
     attacks = torch.from_numpy(np.isin(everyone.owners.numpy(), at.attackers))
@@ -94,24 +97,107 @@ def _on(device: torch.device, batch: Batch) -> Batch:
     return Batch(as_input(batch.inputs, device), batch.targets.to(device), batch.owners.to(device), batch.rows)
 
 
-def _batch(setup: Setup, rows: Indices, owners: Indices, t: int, purpose: str) -> Batch:
+def _batch(setup: Setup, rows: Indices, owners: Indices, t: int, purpose: str, needed: Indices | None = None) -> Batch:
+    """The samples that clients use in round t; those of the clients ``needed`` only, if given."""
     experiment, dataset = setup.experiment, setup.federation.dataset
     rows, owners = experiment.clients.chosen(rows, owners, experiment.seed, t)
     augment = generator(experiment.seed, purpose, t) if experiment.data.augment else None
-    inputs = dataset.batch(dataset.train, rows, augment)
+    only = None if needed is None else np.flatnonzero(np.isin(owners, needed))
+    inputs = dataset.batch(dataset.train, rows, augment, None if only is None else torch.from_numpy(only))
+    if only is not None:
+        rows, owners = rows[only], owners[only]
     at = torch.from_numpy(rows)
     return Batch(inputs, dataset.train.targets[at], torch.from_numpy(owners), at)
+
+
+def _needed(at: Round) -> Indices | None:
+    """The clients of the cohort whose samples this rank needs; None for all of them."""
+    ranks = at.setup.ranks
+    if ranks.alone:
+        return None
+    honest = np.setdiff1d(at.cohort, at.attackers, assume_unique=True)
+    return np.union1d(honest[rank_of(at, honest) == ranks.rank], at.attackers)
+
+
+def rank_of(at: Round, clients: Indices) -> Indices:
+    """The rank that computes each of ``clients`` [m] in this round.
+
+    The cohort's largest clients are placed first. Clients that keep a momentum stay where they are: there, all clients
+    are placed.
+    """
+    setup = at.setup
+    placed = np.arange(setup.clients) if setup.experiment.clients.momentum else at.cohort
+    return _placed(setup, placed)[np.searchsorted(placed, clients)]
+
+
+def _placed(setup: Setup, clients: Indices) -> Indices:
+    """The rank of each of ``clients`` [m] where these share all ranks: the largest are placed first."""
+    counts, n = setup.federation.counts(), setup.federation.n
+    held = counts[np.minimum(clients, n - 1)]
+    if len(setup.malicious):
+        copied = setup.malicious[(clients - n) % len(setup.malicious)]
+        held = np.where(clients < n, held, counts[copied])
+    return longest_first(setup.experiment.clients.load(held), setup.ranks.size)
 
 
 def updates_of(at: Round, batch: Batch, memory: Memory) -> tuple[Updates, Memory]:
     """What the owners of ``batch`` send, rows in the order of client ids, and the clients' memory."""
     setup, clients = at.setup, at.setup.experiment.clients
     setup.model.train()
+    if not setup.ranks.alone:
+        return _sharded_updates(at, batch, memory)
     updates = clients.updates(_work(setup, batch, at.lr, at.number))
     if not clients.momentum:
         return updates, memory
     sent, momentum = accumulate(updates, memory.get("momentum"), clients.momentum, setup.clients)
     return sent, {**memory, "momentum": momentum}
+
+
+def _sharded_updates(at: Round, batch: Batch, memory: Memory) -> tuple[Updates, Memory]:
+    """The same on several ranks: ``batch`` holds samples of this rank's honest clients, and of attackers that train.
+
+    The momentum in the memory is that of this rank's clients only (:func:`keepers`).
+    """
+    setup, clients, ranks = at.setup, at.setup.experiment.clients, at.setup.ranks
+    honest = np.setdiff1d(at.cohort, at.attackers, assume_unique=True)
+    own = np.intersect1d(torch.unique(batch.owners).cpu().numpy(), at.attackers)
+    ids = np.union1d(honest, own)
+    placed = rank_of(at, ids)
+    mine = ids[placed == ranks.rank]
+    local: Updates | None = None
+    if len(mine):
+        mask = torch.from_numpy(np.isin(batch.owners.cpu().numpy(), mine)).to(batch.owners.device)
+        work = _work(setup, batch if bool(mask.all()) else batch.select(mask), at.lr, at.number)
+        before = random_state(setup.device) if clients.shares_draws else None
+        local = clients.updates(work)
+        if before is not None and not torch.equal(before, random_state(setup.device)):
+            raise UnsupportedError(
+                f"model: {type(setup.model).__name__} draws random numbers for all clients at once, which many ranks "
+                f"can not draw as one process does: run it in one process, or with clients that train for several steps"
+            )
+    if clients.momentum:
+        known = torch.from_numpy(keepers(setup))
+        last = memory.get("momentum")
+        if local is not None:
+            local, last = accumulate(local, last, clients.momentum, len(known), known)
+        elif last is None:
+            last = setup.weights.new_zeros(len(known), setup.weights.numel())
+        memory = {**memory, "momentum": last}
+    owners = torch.from_numpy(placed)
+    layout = layout_of(setup.model)
+    return Sharded(local, torch.from_numpy(ids), owners, ranks, setup.weights, layout), memory
+
+
+def keepers(setup: Setup) -> Indices:
+    """The clients whose momentum this rank keeps, ascending; all of them in one process."""
+    everyone = np.arange(setup.clients)
+    mine: Indices = everyone[_placed(setup, everyone) == setup.ranks.rank]
+    return mine
+
+
+def random_state(device: torch.device) -> Tensor:
+    """The state of the global random numbers on ``device``."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 #: The server's id where it works like a client.

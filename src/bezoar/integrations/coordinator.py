@@ -20,7 +20,7 @@ from bezoar.experiments.adversary import flags
 from bezoar.experiments.defence import Defence, defence
 from bezoar.integrations.gate import BUFFERS, Array, BufferPolicy, Field, GateError, Template
 from bezoar.seeding import generator
-from bezoar.servers import SGD, FetchSGD, Server
+from bezoar.servers import SGD, FetchSGD, Server, Step
 from bezoar.updates import DenseUpdates, SketchUpdates, Updates
 from bezoar.updates.base import Needs, Segment
 
@@ -63,12 +63,14 @@ class Reply:
         arrays: names to arrays or ``.npy`` bytes, as they came.
         weight: what it claims to weigh (its number of samples), NaN if it claims nothing.
         flaw: what is wrong with the message as far as the framework could tell; "" if nothing.
+        difference: whether the arrays are what the client adds to the global model, instead of its model.
     """
 
     client: int
     arrays: Mapping[str, Any]
     weight: float = float("nan")
     flaw: str = ""
+    difference: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,13 @@ class Outcome:
     """A round's end.
 
     Attributes:
-        arrays: the next model; the old one where the round was skipped.
+        arrays: the next model; the old one where the round was skipped, empty where the server knows none.
         memory: what the server remembers now.
         verdicts: one a client that was asked, in the order of client numbers.
         skipped: why the old model was kept, None where it was not.
         record: figures for the round's record (``aggregate_norm``, ``update_norm``, ``clipped``, ``excluded``).
+        changes: what the round adds to the old model: the difference of the two, or, of parameters that nothing but
+            the server's step moved, the step before it was rounded into the model. Empty where the round was skipped.
     """
 
     arrays: dict[str, Array]
@@ -111,6 +115,7 @@ class Outcome:
     verdicts: tuple[Verdict, ...]
     skipped: str | None
     record: Mapping[str, Any]
+    changes: dict[str, Array] = field(default_factory=dict)
 
 
 #: The server's own training on data it trusts, for rules that need it: round and model in, the trained model out.
@@ -199,7 +204,7 @@ class Coordinator:
     def play(
         self,
         number: int,
-        arrays: Mapping[str, Array],
+        arrays: Mapping[str, Array] | Template,
         replies: Sequence[Reply],
         memory: Memory,
         failed: Mapping[int, str] | None = None,
@@ -209,14 +214,18 @@ class Coordinator:
 
         Args:
             number: the round's number, from 1.
-            arrays: the global model that clients started from; never changed.
+            arrays: the global model that clients started from; never changed. A server that knows no more of its model
+                than what it looks like gives that (``own_template``): it can read differences alone, and says what
+                they come to in ``changes``.
             replies: what came, one a client, in any order.
             memory: what the last call returned.
             failed: clients that reported an error, with what they said.
             missing: clients that were asked and did not answer.
+
+        Raises:
+            ConfigError: settings that can not work with this model, or not without knowing it.
         """
-        own = self.own_template(arrays)
-        template = self.template(arrays)
+        own, template, model = self._known(arrays)
         replies = sorted(replies, key=lambda reply: reply.client)
         verdicts = {client: Verdict(client, Status.FAILED, why) for client, why in (failed or {}).items()}
         verdicts |= {client: Verdict(client, Status.MISSING, "no answer") for client in missing}
@@ -224,23 +233,23 @@ class Coordinator:
         def ended(why: str) -> Outcome:
             ordered = tuple(verdicts[client] for client in sorted(verdicts))
             excluded = sum(verdict.status is Status.EXCLUDED for verdict in ordered)
-            return Outcome(dict(arrays), memory, ordered, why, {"excluded": excluded})
+            return Outcome(dict(model or {}), memory, ordered, why, {"excluded": excluded})
 
-        read, flaws = _read(replies, template)
+        read, flaws = _read(replies, template, model is not None)
         for row, reply in enumerate(replies):
             flaw = flaws.get(row)
             verdicts[reply.client] = Verdict(reply.client, Status.EXCLUDED if flaw else Status.KEPT, flaw or "")
         if not any(row is not None for row in read):
             return ended(f"none of {len(replies)} replies is usable" if replies else "no replies")
-        weights = _flat(arrays, own)
-        updates = self._updates(own, template, weights, [r.client for r in replies], read, flaws)
+        weights = None if model is None else _flat(model, own)
+        updates = self._updates(own, template, weights, replies, read, flaws)
         rule = self.defence.rule(self.lr)
         try:
             context = Context(
                 round=number,
                 model=None if self.sketched else weights,
                 client_weights=_capped(replies, self.weight_cap) if rule.weighted else None,
-                root_gradient=self._root_update(number, arrays, own, weights) if rule.uses_root else None,
+                root_gradient=self._root_update(number, model, own) if rule.uses_root else None,
                 last_aggregate=memory.last.get("aggregate"),
             )
             answer = rule.aggregate(updates, memory.rule, context, generator(self.seed, "defence", number))
@@ -257,24 +266,32 @@ class Coordinator:
         for i, part in enumerate(self.defence.post):
             vector = part(vector, generator(self.seed, "post", number, i))
         try:
-            moved, state, step = self._step(own, weights, vector, memory.server)
+            step = self._step(own, vector, memory.server)
         except DivergedError as error:
             return ended(str(error))
-        for i, change in enumerate(self.defence.model_post):
-            moved = change(moved, number, generator(self.seed, "model post", number, i))
+        change = step.dense(own.d).neg()
+        moved = change
+        if weights is not None:
+            moved = weights + change
+            for i, post in enumerate(self.defence.model_post):
+                moved = post(moved, number, generator(self.seed, "model post", number, i))
+            if self.defence.model_post:
+                change = moved - weights
         if not torch.isfinite(moved).all():
             return ended("the next model would not be finite")
         kept = [row for row, reply in enumerate(replies) if verdicts[reply.client].status is Status.KEPT]
-        result = _named(arrays, own, moved)
-        result |= _buffers(arrays, own, [r for r in (read[i] for i in kept) if r is not None], self.buffer_policy)
+        rows = [(found, replies[row].difference) for row in kept if (found := read[row]) is not None]
+        buffers, moves = _buffers(model, own, rows, self.buffer_policy)
         ordered = tuple(verdicts[client] for client in sorted(verdicts))
         record = {
             "aggregate_norm": float(answer.vector.double().norm()),
-            "update_norm": float(step),
+            "update_norm": float(step.values.double().norm()),
             "excluded": sum(verdict.status is Status.EXCLUDED for verdict in ordered),
             "clipped": _clipped(answer),
         }
-        return Outcome(result, Memory(answer.state, state, {"aggregate": answer.vector}), ordered, None, record)
+        result = {} if model is None else {**model, **_named(own, moved), **buffers}
+        now = Memory(answer.state, step.state, {"aggregate": answer.vector})
+        return Outcome(result, now, ordered, None, record, own.ordered({**_named(own, change), **moves}))
 
     def check(self, n: int) -> None:
         """Raise ``ConfigError`` unless the rule can work with n clients a round."""
@@ -284,12 +301,12 @@ class Coordinator:
         self,
         own: Template,
         template: Template,
-        weights: Tensor,
-        clients: Sequence[int],
+        weights: Tensor | None,
+        replies: Sequence[Reply],
         read: Sequence[Mapping[str, Array] | None],
         flaws: Mapping[int, str],
     ) -> Updates:
-        ids = torch.tensor(clients, dtype=torch.int64)
+        ids = torch.tensor([reply.client for reply in replies], dtype=torch.int64)
         if self.sketched:
             assert isinstance(self.defence.server, FetchSGD)
             sketch = self.defence.server.sketch(own.d)
@@ -298,7 +315,7 @@ class Coordinator:
                 if arrays is not None:
                     tables[row] = torch.from_numpy(arrays[SKETCH].reshape(-1).astype(np.float32, copy=True))
             return SketchUpdates(tables, sketch, ids)
-        model = weights.numpy()
+        model = None if weights is None else weights.numpy()
         values = np.empty((len(read), own.d), own.dtype)
         for row, arrays in enumerate(read):
             if arrays is None:
@@ -307,32 +324,49 @@ class Coordinator:
             with np.errstate(over="ignore", invalid="ignore"):
                 for part in template.parameters:
                     at = slice(part.start, part.stop)
-                    np.subtract(model[at], arrays[part.name].reshape(-1), out=values[row, at], casting="same_kind")
+                    sent = arrays[part.name].reshape(-1)
+                    if model is None or replies[row].difference:
+                        np.negative(sent, out=values[row, at], casting="same_kind")
+                    else:
+                        np.subtract(model[at], sent, out=values[row, at], casting="same_kind")
         layout = tuple(Segment(f.name, f.start, f.stop, f.shape) for f in own.parameters)
         return DenseUpdates(torch.from_numpy(values), ids, layout, flaws)
 
-    def _step(self, own: Template, weights: Tensor, vector: Tensor, state: State) -> tuple[Tensor, State, float]:
+    def _step(self, own: Template, vector: Tensor, state: State) -> Step:
         server = self.defence.server
         if self.sketched:
             assert isinstance(server, FetchSGD)
-            rows = server.sketch(own.d).rows
-            step = server.step_sketched(vector.reshape(rows, -1), own.d, self.lr, state)
-        else:
-            step = server.step(vector, self.lr, state)
-        moved = weights.clone()
-        step.apply_(moved)
-        return moved, step.state, float(step.values.double().norm())
+            return server.step_sketched(vector.reshape(server.sketch(own.d).rows, -1), own.d, self.lr, state)
+        return server.step(vector, self.lr, state)
 
-    def _root_update(self, number: int, arrays: Mapping[str, Array], own: Template, weights: Tensor) -> Tensor:
+    def _known(self, arrays: Mapping[str, Array] | Template) -> tuple[Template, Template, Mapping[str, Array] | None]:
+        """What the model looks like, what messages must look like, and the model where the server knows it."""
+        if not isinstance(arrays, Template):
+            return self.own_template(arrays), self.template(arrays), arrays
+        for found, what in (
+            (self.sketched, "sketched=True reads sketches, not differences"),
+            (self.defence.model_post, "model_post changes the model itself"),
+            (self.defence.pipeline.uses_root, f"{self.defence.pipeline.name} needs the server's own update"),
+        ):
+            if found:
+                raise ConfigError(f"{what}: that needs the global model, and not only what it looks like")
+        self.defence.server.check(arrays.d)
+        return arrays, arrays, None
+
+    def _root_update(self, number: int, arrays: Mapping[str, Array] | None, own: Template) -> Tensor:
         assert self.root is not None
+        assert arrays is not None
         trained = self.root(number, arrays)
         try:
-            return weights - _flat(own.check({name: np.asarray(value) for name, value in trained.items()}), own)
+            checked = own.check({name: np.asarray(value) for name, value in trained.items()})
         except GateError as error:
             raise BezoarError(f"root: the server's own training returned another model: {error}") from None
+        return _flat(arrays, own) - _flat(checked, own)
 
 
-def _read(replies: Sequence[Reply], template: Template) -> tuple[list[dict[str, Array] | None], dict[int, str]]:
+def _read(
+    replies: Sequence[Reply], template: Template, known: bool
+) -> tuple[list[dict[str, Array] | None], dict[int, str]]:
     """Every reply's arrays (None where it is malformed), and row -> what is wrong with it."""
     read: list[dict[str, Array] | None] = []
     flaws: dict[int, str] = {}
@@ -340,6 +374,8 @@ def _read(replies: Sequence[Reply], template: Template) -> tuple[list[dict[str, 
         try:
             if reply.flaw:
                 raise GateError(reply.flaw)
+            if not (known or reply.difference):
+                raise GateError("a whole model: the server does not know its own, and reads differences alone")
             read.append(template.check(reply.arrays))
         except GateError as error:
             flaws[row] = str(error)
@@ -379,31 +415,51 @@ def _flat(arrays: Mapping[str, Array], template: Template) -> Tensor:
     return torch.from_numpy(flat)
 
 
-def _named(arrays: Mapping[str, Array], template: Template, weights: Tensor) -> dict[str, Array]:
-    """The vector [d] as arrays of the model's names and types; buffers as they are."""
-    flat = weights.numpy()
-    found = dict(arrays)
-    for part in template.parameters:
-        found[part.name] = flat[part.start : part.stop].reshape(part.shape).astype(part.dtype)
-    return found
+def _named(template: Template, vector: Tensor) -> dict[str, Array]:
+    """The vector [d] as arrays of the parameters' names, shapes and types."""
+    flat = vector.numpy()
+    return {f.name: flat[f.start : f.stop].reshape(f.shape).astype(f.dtype) for f in template.parameters}
 
 
 def _buffers(
-    arrays: Mapping[str, Array], template: Template, kept: Sequence[Mapping[str, Array]], policy: BufferPolicy
-) -> dict[str, Array]:
-    """The arrays that are no parameters: a median of rows is one of them for odd numbers, the lower middle for even."""
-    if policy != "median" or not kept:
-        return {}
+    arrays: Mapping[str, Array] | None,
+    template: Template,
+    kept: Sequence[tuple[Mapping[str, Array], bool]],
+    policy: BufferPolicy,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The arrays that are no parameters, and how they changed.
+
+    A median of rows is one of them for odd numbers, the lower middle for even. ``kept`` are messages, and whether they
+    are differences; without the server's model all of them are, and only changes are found.
+    """
     found: dict[str, Array] = {}
+    changes: dict[str, Array] = {}
     for part in template.fields:
         if not part.buffer:
             continue
-        rows = np.stack([row[part.name] for row in kept])
-        usable = np.isfinite(rows).reshape(len(rows), -1).all(1)
-        if usable.any():
-            rows = np.sort(rows[usable], axis=0)
-            found[part.name] = np.ascontiguousarray(rows[(len(rows) - 1) // 2]).reshape(part.shape)
-    return found
+        old = np.zeros(part.shape, part.dtype) if arrays is None else arrays[part.name]
+        new = old
+        if policy == "median" and kept:
+            rows = np.stack([_plus(old, row[part.name]) if difference else row[part.name] for row, difference in kept])
+            usable = np.isfinite(rows).reshape(len(rows), -1).all(1)
+            if usable.any():
+                rows = np.sort(rows[usable], axis=0)
+                new = np.ascontiguousarray(rows[(len(rows) - 1) // 2]).reshape(part.shape)
+        found[part.name] = new
+        changes[part.name] = _minus(new, old)
+    return found, changes
+
+
+def _plus(old: Array, change: Array) -> Array:
+    """``old`` and a difference; for truth values, which have none, what is true in one of them alone."""
+    with np.errstate(all="ignore"):
+        return np.asarray(np.logical_xor(old, change) if old.dtype == np.bool_ else old + change, old.dtype)
+
+
+def _minus(new: Array, old: Array) -> Array:
+    """The difference that :func:`_plus` adds."""
+    with np.errstate(all="ignore"):
+        return np.asarray(np.logical_xor(new, old) if old.dtype == np.bool_ else new - old, old.dtype)
 
 
 def _clipped(answer: Aggregate) -> float | None:

@@ -131,6 +131,10 @@ class Template:
             raise GateError("wrong names: " + ", ".join(found))
         return {field.name: _array(arrays[field.name], field) for field in self.fields}
 
+    def ordered(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """The arrays in the template's order."""
+        return {field.name: arrays[field.name] for field in self.fields}
+
 
 def _few(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name[:60]) for name in names[:3])

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bezoar.kernels.spread import WHOLE, Spread
+
 #: Columns multiplied at a time: products of this many float32 terms keep about six digits.
 CHUNK = 16384
 
@@ -113,7 +115,7 @@ def powers(sizes: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(sizes), -exponent.clamp(min=-1000))
 
 
-def _multiply(matrix: Matrix, scales: Tensor | None, centre: int | None) -> Tensor:
+def _multiply(matrix: Matrix, scales: Tensor | None, centre: int | None, spread: Spread) -> Tensor:
     """Inner products of the rows (minus row ``centre`` if given), times scales_i * scales_j: float64 [n, n]."""
     n, d = matrix.shape
     wide = wide_type(matrix.dtype)
@@ -130,6 +132,7 @@ def _multiply(matrix: Matrix, scales: Tensor | None, centre: int | None) -> Tens
                 part = part - part[centre]
             part = part.double().mul_(scales[:, None] * 2).to(wide)
         total += part @ part.T
+    total = spread.total(total)
     return (total + total.T) * 0.5
 
 
@@ -138,12 +141,15 @@ def _safe(norms: Tensor) -> bool:
     return bool(((norms == 0) | ((norms > SAFE[0]) & (norms < SAFE[1]))).all())
 
 
-def gram(matrix: Matrix, norms: Tensor) -> Tensor:
-    """Inner products of all pairs of rows of ``matrix``, whose squared ``norms`` [n] are known: float64 [n, n]."""
+def gram(matrix: Matrix, norms: Tensor, spread: Spread = WHOLE) -> Tensor:
+    """Inner products of all pairs of rows of ``matrix``, whose squared ``norms`` [n] are known: float64 [n, n].
+
+    With ``spread`` the matrix holds this process's columns only; ``norms`` are those of whole rows.
+    """
     if _safe(norms):
-        return _multiply(matrix, None, None)
+        return _multiply(matrix, None, None, spread)
     scales = powers(norms.sqrt())
-    return _multiply(matrix, scales, None) / scales[:, None] / scales[None, :]
+    return _multiply(matrix, scales, None, spread) / scales[:, None] / scales[None, :]
 
 
 def typical(norms: Tensor) -> int:
@@ -151,20 +157,20 @@ def typical(norms: Tensor) -> int:
     return int(torch.argsort(norms, stable=True)[len(norms) // 2])
 
 
-def squared_distances(matrix: Matrix, norms: Tensor) -> Tensor:
+def squared_distances(matrix: Matrix, norms: Tensor, spread: Spread = WHOLE) -> Tensor:
     """Squared distances of all pairs of rows of ``matrix``, whose squared ``norms`` are known: float64 [n, n].
 
     The rows are centred on a row of median norm (never on the mean, which one huge row ruins). Pairs that nearly
     coincide are measured again with one of them as the centre. Equal rows have distance 0 and equal distances to
-    all others.
+    all others. With ``spread`` the matrix holds this process's columns only; ``norms`` are those of whole rows.
     """
     c = typical(norms)
     usual, largest = float(norms[c]), float(norms.max())
     if SAFE[0] < usual and largest < min(SAFE[1], usual * SPREAD**2):
-        products = _multiply(matrix, None, c)
+        products = _multiply(matrix, None, c, spread)
     else:
         scales = powers(torch.maximum(norms, norms[c]).sqrt())
-        products = _multiply(matrix, scales, c) / scales[:, None] / scales[None, :]
+        products = _multiply(matrix, scales, c, spread) / scales[:, None] / scales[None, :]
     size = products.diagonal()
     distances = between(products)
     near = (distances < NEAR * (size[:, None] + size[None, :])).fill_diagonal_(False)
@@ -175,7 +181,7 @@ def squared_distances(matrix: Matrix, norms: Tensor) -> Tensor:
         part = matrix.part(start, stop, members).to(wide)
         return part - part[0]
 
-    measure_again(differences, matrix.shape[1], distances, near)
+    measure_again(differences, matrix.shape[1], distances, near, spread)
     return alike(distances)
 
 
@@ -191,15 +197,15 @@ def between(products: Tensor) -> Tensor:
     return (size[:, None] + size[None, :] - 2 * products).clamp_(min=0).fill_diagonal_(0)
 
 
-def measure_again(differences: Differences, d: int, distances: Tensor, near: Tensor) -> None:
+def measure_again(differences: Differences, d: int, distances: Tensor, near: Tensor, spread: Spread = WHOLE) -> None:
     """Correct ``distances`` in place where ``near``: clusters of close rows are centred on one of their own."""
     while near.any():
         c = int(near.sum(1).argmax())
         members = torch.cat([near.new_tensor([c], dtype=torch.int64), near[c].nonzero().flatten()])
-        products, largest = _cluster(differences, d, members, 1.0)
+        products, largest = _cluster(differences, d, members, 1.0, spread)
         if largest > 0 and not SAFE[0] < largest**2 < SAFE[1]:
             scale = float(powers(torch.tensor(largest, dtype=torch.float64)))
-            products = _cluster(differences, d, members, scale)[0] / scale / scale
+            products = _cluster(differences, d, members, scale, spread)[0] / scale / scale
         size = products.diagonal()
         exact = between(products)
         grid = torch.meshgrid(members, members, indexing="ij")
@@ -209,7 +215,7 @@ def measure_again(differences: Differences, d: int, distances: Tensor, near: Ten
         near[c] = near[:, c] = False
 
 
-def _cluster(differences: Differences, d: int, members: Tensor, scale: float) -> tuple[Tensor, float]:
+def _cluster(differences: Differences, d: int, members: Tensor, scale: float, spread: Spread) -> tuple[Tensor, float]:
     """Inner products of the rows ``members`` minus the first of them, times scale squared; the largest entry."""
     products = torch.zeros(len(members), len(members), dtype=torch.float64, device=members.device)
     largest = torch.zeros((), dtype=torch.float64, device=members.device)
@@ -219,7 +225,8 @@ def _cluster(differences: Differences, d: int, members: Tensor, scale: float) ->
         if scale != 1.0:
             part = (part.double() * scale).to(part.dtype)
         products += part @ part.T
-    return (products + products.T) * 0.5, float(largest)
+    products = spread.total(products)
+    return (products + products.T) * 0.5, float(spread.largest(largest))
 
 
 def alike(distances: Tensor) -> Tensor:

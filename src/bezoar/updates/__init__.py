@@ -5,6 +5,7 @@ from bezoar.updates.dense import DenseUpdates
 from bezoar.updates.gradients import client_gradients
 from bezoar.updates.held import RowUpdates
 from bezoar.updates.mixed import Mixed
+from bezoar.updates.sharded import Sharded
 from bezoar.updates.shifted import Shifted
 from bezoar.updates.sketch import SketchUpdates
 from bezoar.updates.stacked import Stacked
@@ -17,6 +18,7 @@ __all__ = [
     "Needs",
     "RowUpdates",
     "Segment",
+    "Sharded",
     "Shifted",
     "SketchUpdates",
     "Stacked",

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bezoar.errors import UnsupportedError
-from bezoar.kernels.gram import NEAR, Tall, between, squared_norms
+from bezoar.kernels.gram import NEAR, Tall, between, squared_norms, widened
+from bezoar.kernels.spread import WHOLE, Spread
 
 #: Size of a column block unless the caller says otherwise.
 BLOCK_BYTES = 64 * 2**20
@@ -109,6 +110,25 @@ class Updates(ABC):
     def select(self, rows: Tensor) -> Updates:
         """The updates of the given row indices [m] (int64), in that order. Rows left out are never read again."""
 
+    @property
+    def spread(self) -> Spread:
+        """How what is made of ``share`` becomes an answer about all columns."""
+        return WHOLE
+
+    def share(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+        """As ``blocks``, but only the columns that this process is to work on: all, unless rows are spread over many.
+
+        What is made of them goes through ``spread``: sums over columns through ``total``, a number a column through
+        ``join``. Whoever reads ``blocks`` instead is right as well, but every process then does all the work.
+        """
+        return self.blocks(max_bytes)
+
+    def distances_from(self, vector: Tensor, chosen: Tensor) -> Tensor:
+        """Squared distances [m] of the rows ``chosen`` (indices [m]) from ``vector`` [d], from their difference."""
+        pick = torch.zeros(len(chosen), len(self), dtype=torch.float64, device=self.device)
+        pick[torch.arange(len(chosen), device=self.device), chosen.to(self.device)] = 1.0
+        return row_norms(self.combine(pick) - vector)
+
     def columns(self, index: Tensor) -> Tensor:
         """The columns at ``index`` [b] (any order): [n, b]."""
         n, _ = self.shape
@@ -188,6 +208,17 @@ def refine_distances(distances: Tensor, norms: Tensor, rows: Updates, max_bytes:
     n, d = rows.shape
     near = distances < NEAR * (norms[:, None] + norms[None, :])
     first, second = torch.triu(near, diagonal=1).nonzero(as_tuple=True)
+    if rows.spread is not WHOLE:
+        # Every process measures on its own columns: no rows have to be made anywhere.
+        exact = torch.zeros(len(first), dtype=torch.float64, device=distances.device)
+        for block in rows.share(max_bytes) if len(first) else ():
+            step = max(1, max_bytes // max(1, 2 * block.values[0].nbytes))
+            for low in range(0, len(first), step):
+                i, j = first[low : low + step], second[low : low + step]
+                exact[low : low + step] += row_norms(widened(block.values[i]) - widened(block.values[j]))
+        exact = rows.spread.total(exact) if len(first) else exact
+        distances[first, second] = distances[second, first] = exact
+        return distances
     chunk = max(1, max_bytes // max(1, d * rows.dtype.itemsize))
     for start in range(0, len(first), chunk):
         i, j = first[start : start + chunk], second[start : start + chunk]
@@ -202,10 +233,10 @@ def refine_distances(distances: Tensor, norms: Tensor, rows: Updates, max_bytes:
 def measure_from(rows: Updates, vector: Tensor, distances: Tensor, near: Tensor, max_bytes: int = BLOCK_BYTES) -> None:
     """Measure ``distances`` [n] from ``vector`` [d] again, in place, for the rows ``near`` (bool [n]) to it."""
     chosen = near.nonzero().flatten()
+    if not len(chosen):
+        return
     for some in torch.split(chosen, max(1, max_bytes // max(1, vector.nbytes))):
-        pick = torch.zeros(len(some), len(rows), dtype=torch.float64, device=distances.device)
-        pick[torch.arange(len(some), device=distances.device), some] = 1.0
-        distances[some] = row_norms(rows.combine(pick) - vector)
+        distances[some] = rows.distances_from(vector, some)
 
 
 def row_norms(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bezoar.errors import ConfigError
 from bezoar.kernels.gram import NEAR, SPREAD, between, measure_again, products_about, typical, widened
+from bezoar.kernels.spread import Spread
 from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates, refine_distances
 from bezoar.updates.held import HeldUpdates
 
@@ -127,10 +128,24 @@ class Mixed(Updates):
         root, matrix = self._flat
         return _mix(matrix, root.columns(index))
 
+    @property
+    def spread(self) -> Spread:
+        return self.base.spread
+
     def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-        root, matrix = self._flat
-        for block in root.blocks(max_bytes * len(root) // max(len(self), len(root))):
-            yield Block(block.start, block.stop, _mix(matrix, block.values))
+        return self._mixed(self._flat[0].blocks(self._room(max_bytes)))
+
+    def share(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+        return self._mixed(self._flat[0].share(self._room(max_bytes)))
+
+    def _room(self, max_bytes: int) -> int:
+        """How large the root's blocks may be for ours not to exceed ``max_bytes``."""
+        root = self._flat[0]
+        return max_bytes * len(root) // max(len(self), len(root))
+
+    def _mixed(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        for block in blocks:
+            yield Block(block.start, block.stop, _mix(self._flat[1], block.values))
 
     def select(self, rows: Tensor) -> Updates:
         if self.scales_rows:

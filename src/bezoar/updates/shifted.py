@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bezoar.errors import ConfigError
 from bezoar.kernels.gram import NEAR
+from bezoar.kernels.spread import Spread
 from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates, measure_from
 
 
@@ -83,8 +84,18 @@ class Shifted(Updates):
     def columns(self, index: Tensor) -> Tensor:
         return self.base.columns(index) + self.vector[index]
 
+    @property
+    def spread(self) -> Spread:
+        return self.base.spread
+
     def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-        for block in self.base.blocks(max_bytes):
+        return self._moved(self.base.blocks(max_bytes))
+
+    def share(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+        return self._moved(self.base.share(max_bytes))
+
+    def _moved(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        for block in blocks:
             yield Block(block.start, block.stop, block.values + self.vector[block.start : block.stop])
 
     def select(self, rows: Tensor) -> Updates:

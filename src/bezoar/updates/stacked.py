@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bezoar.errors import ConfigError
 from bezoar.kernels.gram import CHUNK, NEAR, ranges
-from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates, measure_from
+from bezoar.kernels.spread import Spread
+from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Updates, measure_from, row_norms
 from bezoar.updates.dense import DenseUpdates
 
 
@@ -170,6 +171,19 @@ class Stacked(Updates):
             products += self._clean[:, start:stop].double() @ vector[start:stop].double()
         return torch.cat([self.honest.dot(vector), self._spoil(self.coefficients @ products)])[self.order]
 
+    def distances_from(self, vector: Tensor, chosen: Tensor) -> Tensor:
+        """Honest rows answer for themselves."""
+        at = self.order.to(chosen.device)[chosen]
+        honest = at < len(self.honest)
+        found = torch.empty(len(chosen), dtype=torch.float64, device=self.device)
+        if honest.any():
+            found[honest] = self.honest.distances_from(vector, at[honest])
+        for i in (~honest).nonzero().flatten().tolist():
+            mix = int(at[i]) - len(self.honest)
+            gap = self._row(self.coefficients[mix]) - vector
+            found[i] = torch.nan if self._spoilt[mix] else row_norms(gap[None])[0]
+        return found
+
     def combine(self, weights: Tensor) -> Tensor:
         weights = weights.to(self.device, torch.float64)
         stacked = torch.zeros_like(weights)
@@ -183,9 +197,22 @@ class Stacked(Updates):
     def columns(self, index: Tensor) -> Tensor:
         return self._stack(self.honest.columns(index), self._clean[:, index])
 
+    @property
+    def spread(self) -> Spread:
+        return self.honest.spread
+
     def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-        share = max_bytes * len(self.honest) // max(1, len(self))
-        for block in self.honest.blocks(max(1, share)):
+        return self._stacked(self.honest.blocks(self._room(max_bytes)))
+
+    def share(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+        return self._stacked(self.honest.share(self._room(max_bytes)))
+
+    def _room(self, max_bytes: int) -> int:
+        """How large the honest rows' blocks may be for ours not to exceed ``max_bytes``."""
+        return max(1, max_bytes * len(self.honest) // max(1, len(self)))
+
+    def _stacked(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        for block in blocks:
             yield Block(block.start, block.stop, self._stack(block.values, self._clean[:, block.start : block.stop]))
 
     def select(self, rows: Tensor) -> Updates:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from bezoar.integrations.coordinator import Reply
 from bezoar.integrations.gate import Array as Numbers
+from bezoar.integrations.reported import medians, weight_of
 
 #: How Flower calls the serialisation by ``numpy.save``.
 NUMPY = "numpy.ndarray"
@@ -49,27 +49,14 @@ def reply_of(client: int, message: Message, weight_key: str, most_bytes: int) ->
 def claimed(content: RecordDict, key: str) -> float:
     """What a client claims to weigh; NaN where it claims nothing that could be a weight."""
     found = [record[key] for record in content.metric_records.values() if key in record]
-    if len(found) != 1 or not isinstance(found[0], int | float):
-        return math.nan
-    try:
-        return float(found[0])
-    except OverflowError:
-        return math.nan
+    return weight_of(found[0]) if len(found) == 1 else math.nan
 
 
 def median_metrics(contents: Iterable[RecordDict], leave_out: Iterable[str] = ()) -> MetricRecord:
-    """The median over clients of every number that at least half of the clients report and that is finite.
-
-    Clients report what they like: a mean can be moved anywhere by one of them.
-    """
-    left, reports = set(leave_out), []
+    """One record of what clients report, see :func:`bezoar.integrations.reported.medians`."""
+    merged: list[dict[str, Any]] = []
     for content in contents:
-        said: dict[str, float] = {}
+        merged.append({})
         for record in content.metric_records.values():
-            for key, value in record.items():
-                if key not in left and isinstance(value, int | float) and abs(value) < 1e300:
-                    said[key] = float(value)
-        reports.append(said)
-    keys = sorted({key for said in reports for key in said})
-    known = {key: [said[key] for said in reports if key in said and math.isfinite(said[key])] for key in keys}
-    return MetricRecord({k: statistics.median(v) for k, v in known.items() if v and 2 * len(v) >= len(reports)})
+            merged[-1].update(record)
+    return MetricRecord(dict(medians(merged, set(leave_out))))

@@ -55,15 +55,21 @@ class Roster:
     _taken: dict[int, int] = field(default_factory=dict)
 
     def meet(self, grid: Grid, nodes: Iterable[int], timeout: float | None = None) -> None:
-        """Give numbers to the nodes that have none yet."""
-        new = sorted(set(nodes) - self.numbers.keys())
+        """Give numbers to the ``nodes`` that have none yet; these are all that are connected.
+
+        A client that comes back as another node gets its number again, as its old node is gone.
+        """
+        present = set(nodes)
+        new = sorted(present - self.numbers.keys())
         if not new:
             return
         claims = partitions(grid, new, timeout) if self.ask else {}
         for node in new:
             number = claims.get(node)
-            if number is None or number in self._taken:
-                number = UNKNOWN + len([n for n in self._taken if n >= UNKNOWN])
+            if number is not None and number in self._taken and self._taken[number] not in present:
+                del self.numbers[self._taken[number]]
+            elif number is None or number in self._taken:
+                number = UNKNOWN + sum(known >= UNKNOWN for known in self._taken)
             self._taken[number] = node
             self.numbers[node] = number
 

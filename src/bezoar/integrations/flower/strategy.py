@@ -16,11 +16,11 @@ from flwr.serverapp.strategy import Result, Strategy
 from bezoar.errors import ConfigError
 from bezoar.experiments.records import plain
 from bezoar.integrations.coordinator import Coordinator, Memory, Reply, RootFn, Status, Verdict, as_defence
-from bezoar.integrations.flower.journal import Journal, evaluation_record, round_record
 from bezoar.integrations.flower.messages import arrays_of, median_metrics, record_of, reply_of
 from bezoar.integrations.flower.roster import Roster, wait_for
 from bezoar.integrations.flower.sketches import CONFIG, sketch_config
 from bezoar.integrations.gate import BUFFERS, Array, BufferPolicy
+from bezoar.integrations.journal import Journal, evaluation_record, round_record
 from bezoar.seeding import numpy_generator
 from bezoar.servers import FetchSGD, Server
 

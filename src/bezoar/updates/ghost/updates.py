@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bezoar.errors import ConfigError
+from bezoar.kernels.bits import checksum
 from bezoar.kernels.gram import NEAR, between, widened
 from bezoar.updates.base import BLOCK_BYTES, Block, Layout, Needs, Updates, row_norms
 from bezoar.updates.ghost.cohort import Cohort
@@ -26,7 +27,7 @@ class Watch:
         self.seen = self._look()
 
     def _look(self) -> tuple[tuple[int, ...], tuple[int, ...], Tensor]:
-        values = [_checksum(p.detach()) for p in self.parameters]
+        values = [checksum(p.detach()) for p in self.parameters]
         return (
             tuple(p._version for p in self.parameters),
             tuple(p.data_ptr() for p in self.parameters),
@@ -41,17 +42,6 @@ class Watch:
                 "the model's parameters changed after these client gradients were taken: "
                 "ask for everything first (or call materialise()), then update the model"
             )
-
-
-def _checksum(values: Tensor) -> Tensor:
-    """Sum of the bit patterns as integers, modulo 2**64."""
-    flat, size = values.reshape(-1), values.element_size()
-    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    # Eight aligned bytes at a time where possible: torch sums other integers many times more slowly.
-    lead = -flat.storage_offset() % (8 // size)
-    stop = lead + max(0, len(flat) - lead) // (8 // size) * (8 // size)
-    ends = torch.cat([flat[:lead], flat[stop:]]).view(kinds[size])
-    return flat[lead:stop].view(torch.int64).sum() * 3 + ends.sum(dtype=torch.int64)
 
 
 class GhostUpdates(Updates):
