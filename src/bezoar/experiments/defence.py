@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from bezoar.aggregation import Clip, Pipeline, Rule, Sums, pipeline, pipeline_tables
+from bezoar.aggregation import Aggregate, Clip, Pipeline, Rule, Sums, pipeline, pipeline_tables
 from bezoar.aggregation.noise import POSTS, Post
-from bezoar.aggregation.suspects import MoreThanF
+from bezoar.aggregation.suspects import MoreThanF, more_than_f
 from bezoar.errors import ConfigError, nearest
 from bezoar.servers import MODEL_POSTS, SERVERS, SGD, ModelPost, Server
 
@@ -63,6 +63,10 @@ class Defence:
     def f(self) -> int | None:
         """The declared number of bad clients, None if nothing declares one."""
         return self.pipeline.tolerated if self.declared_f is None else self.declared_f
+
+    def refusal(self, answer: Aggregate) -> str | None:
+        """Why ``answer`` must not move the model, as more clients look hostile than declared; None if it may."""
+        return None if self.more_than_f == "go-on" or self.f is None else more_than_f(answer, self.f)
 
     @property
     def sums(self) -> Sums | None:

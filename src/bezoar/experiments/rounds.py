@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bezoar.aggregation.suspects import more_than_f
 from bezoar.data.dataset import Indices, as_input
 from bezoar.errors import DivergedError, HostileRowsError, SuspectsError
 from bezoar.experiments.adversary import Mind, caught, measured, play_clients, remembered
@@ -151,10 +150,9 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     }
     if experiment.evaluation.measure:
         record |= measured(answer.vector, updates, attackers)
-    defence = experiment.defence
-    why = None if defence.more_than_f == "go-on" or defence.f is None else more_than_f(answer, defence.f)
+    why = experiment.defence.refusal(answer)
     if why is not None:
-        if defence.more_than_f == "stop":
+        if experiment.defence.more_than_f == "stop":
             raise SuspectsError(f"round {t}: {why}")
         record |= {"skipped": why, "excluded": len(answer.excluded)}
         _finish_model(setup, t)
