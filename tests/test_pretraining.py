@@ -153,3 +153,28 @@ def test_the_recipes_share_no_role_and_their_smallest_version_runs(data_dir: Pat
 def test_what_can_not_be_trained_is_said(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(Exception, match=words):
         run(Pretraining.from_table(override(TABLE, settings)))
+
+
+def test_the_command_line_runs_it_and_says_where_it_has_no_place(tmp_path: Path) -> None:
+    import tomlkit
+    from typer.testing import CliRunner
+
+    from bezoar.cli import app
+
+    file = tmp_path / "base.toml"
+    file.write_text(tomlkit.dumps({**TABLE, "steps": 4, "every": 2}))
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["run", str(file), "--out", str(out)], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "step 4 of 4: test " in done.output
+    digest = hashlib.sha256((out / "weights.safetensors").read_bytes()).hexdigest()
+    assert digest in done.output.replace("\n", "")
+    for arguments, words in (
+        (["run", str(file), "--out", str(out), "--resume"], "can not be resumed"),
+        (["run", str(file), "--out", str(out)], "already holds a run"),
+        (["compare", str(file)], "this is one pretraining run, no grid"),
+        (["certify", str(file)], "pretraining has no clients"),
+        (["choose-k", str(file)], "pretraining has no server"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            CliRunner().invoke(app, arguments, catch_exceptions=False)

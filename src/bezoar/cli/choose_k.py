@@ -66,6 +66,8 @@ def choose_k(
         raise ConfigError(f"{name}: this is a grid of experiments; k is chosen for one: give the directory of a cell")
     if table.get("kind") == "personalized":
         raise ConfigError(f"{name}: a personalised run has no server whose k could be chosen")
+    if table.get("kind") == "pretraining":
+        raise ConfigError(f"{name}: pretraining has no server whose k could be chosen")
     if seed is not None:
         values["seed"] = seed
     experiment = Experiment.from_table(override(table, values), name).without_attack()
