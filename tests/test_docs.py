@@ -12,6 +12,7 @@ from bezoar.aggregation import RULES
 from bezoar.attacks import ATTACKS
 from bezoar.cli import app
 from bezoar.experiments.defence import defence
+from bezoar.tracking import TRACKERS
 from tests.scripts import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +28,7 @@ def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     # Names that a page registers are gone after it.
     for attribute in ("_parts", "_names"):
-        for registry in (RULES, ATTACKS):
+        for registry in (RULES, ATTACKS, TRACKERS):
             monkeypatch.setattr(registry, attribute, dict(getattr(registry, attribute)))
     namespace: dict[str, object] = {"__name__": "example"}
     for number, block in enumerate(blocks(page, "python")):

@@ -51,7 +51,7 @@ def _children(pid: int) -> list[int]:
     return found + [below for child in found for below in _children(child)]
 
 
-def torchrun(size: int, arguments: Sequence[str], log: Path, limit: float = 120) -> tuple[int, str]:
+def torchrun(size: int, arguments: Sequence[str], log: Path, limit: float = 300) -> tuple[int, str]:
     """Run ``torchrun --standalone`` with ``size`` processes: its status and what all of them printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), *arguments]
     process = start(command, log, environment())

@@ -1,4 +1,4 @@
-"""Plays experiments on the ranks that started it: ``torchrun ... -m tests.ranks.player JOBS.json``.
+"""Plays experiments on the ranks that started it: ``torchrun ... -m tests.ranks.player JOBS.json [DEVICE]``.
 
 A job is a table, a directory, and whether to resume; ``stop_at`` interrupts rank 0 after that round. Every rank writes
 what it got to ``OUT.rankR.json``, or ``SAY.rankR.json`` if it is told to.
@@ -20,10 +20,10 @@ from bezoar.errors import BezoarError
 from bezoar.experiments import Experiment, run
 from bezoar.kernels.bits import checksum
 from bezoar.ranks import Ranks
-from bezoar.ranks.torchrun import joined
+from bezoar.ranks.torchrun import device_of, joined
 
 
-def play(job: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
+def play(job: Mapping[str, Any], ranks: Ranks, device: str) -> dict[str, Any]:
     def progress(record: Mapping[str, Any]) -> None:
         if record["kind"] == "round" and record["round"] == job.get("stop_at"):
             os.kill(os.getpid(), signal.SIGINT)
@@ -31,7 +31,8 @@ def play(job: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
     before = dict(ranks.sent)
     try:
         experiment = Experiment.from_table(job["table"])
-        result = run(experiment, job["out"], resume=job.get("resume", False), progress=progress, ranks=ranks)
+        again = job.get("resume", False)
+        result = run(experiment, job["out"], resume=again, device=device, progress=progress, ranks=ranks)
     except BezoarError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     sent = {kind: amount - before.get(kind, 0) for kind, amount in ranks.sent.items()}
@@ -82,10 +83,11 @@ def check_talk(ranks: Ranks) -> dict[str, Any]:
 
 def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    with joined(timeout=60) as ranks:
+    device = device_of(sys.argv[2] if len(sys.argv) > 2 else "cpu")
+    with joined(device, timeout=120) as ranks:
         Path(f"{sys.argv[1]}.talk{ranks.rank}.json").write_text(json.dumps(check_talk(ranks)))
         for job in jobs:
-            Path(f"{job.get('say', job['out'])}.rank{ranks.rank}.json").write_text(json.dumps(play(job, ranks)))
+            Path(f"{job.get('say', job['out'])}.rank{ranks.rank}.json").write_text(json.dumps(play(job, ranks, device)))
 
 
 if __name__ == "__main__":

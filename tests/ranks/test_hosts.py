@@ -91,7 +91,7 @@ def test_two_hosts_learn_what_one_process_learns(tmp_path: Path) -> None:
             started.append(start(["ip", "netns", "exec", host, *named], tmp_path / f"host{i}.log", env))
             inside.callback(end, started[-1])
         for i, process in enumerate(started):
-            assert process.wait(100) == 0, (tmp_path / f"host{i}.log").read_text()
+            assert process.wait(300) == 0, (tmp_path / f"host{i}.log").read_text()
         wire = [crossed(host) for host in hosts]
     before = torch.get_num_threads()
     torch.set_num_threads(1)

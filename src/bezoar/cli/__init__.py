@@ -1,4 +1,4 @@
-"""The command line: run, compare, report, certify, choose-k, list, priors.
+"""The command line: run, compare, report, certify, choose-k, list, priors, conformance.
 
 A command lives in a module of its own, which this one imports so that it is registered.
 """
@@ -11,11 +11,11 @@ from typing import NoReturn
 
 import typer
 
-from bezoar.cli import catalogue, certify, choose_k, experiments, priors
+from bezoar.cli import catalogue, certify, choose_k, conformance, experiments, priors
 from bezoar.cli.app import app
 from bezoar.errors import BezoarError, ConfigError, ElsewhereError
 
-__all__ = ["app", "catalogue", "certify", "choose_k", "experiments", "main", "priors"]
+__all__ = ["app", "catalogue", "certify", "choose_k", "conformance", "experiments", "main", "priors"]
 
 
 def _stop(message: str, status: int) -> NoReturn:

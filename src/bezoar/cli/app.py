@@ -44,6 +44,24 @@ RankTimeout = Annotated[
     float, typer.Option(min=1.0, help="Seconds that the processes of torchrun wait for each other before they give up.")
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="Cells to run at a time, each in a process of its own.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER",
+        help='Follow it in tensorboard, mlflow or wandb too, e.g. --track wandb, --track \'{kind="wandb", '
+        "project=\"x\"}'. Repeatable; see 'bezoar list trackers'.",
+    ),
+]
+EngineName = Annotated[str, typer.Option("--engine", help="Where cells run: local (processes here), ray (a cluster).")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a Ray cluster; RAY_ADDRESS, or one on this machine by default.")
+]
+Cpus = Annotated[float | None, typer.Option("--cpus-per-cell", help="CPUs that a cell holds on Ray; 1 by default.")]
+Gpus = Annotated[float | None, typer.Option("--gpus-per-cell", help="GPUs that a cell holds on Ray; none by default.")]
+Retries = Annotated[
+    int | None, typer.Option(min=0, help="How often a cell goes on after its worker has died; 2 by default.")
+]
 
 
 def _version(value: bool) -> None:
@@ -96,6 +114,14 @@ def read(source: str, settings: list[str] | None) -> tuple[dict[str, Any], dict[
     if "grid" not in table:
         table, values, _ = at_scale(table, values, str(path))
     return table, values, str(path)
+
+
+def trackers(asked: list[str] | None) -> tuple[Any, ...]:
+    """What --track asks for: names, or tables."""
+    from bezoar.experiments.config import parse_value
+    from bezoar.tracking import chosen
+
+    return tuple(chosen(parse_value(text) if text.lstrip().startswith("{") else text for text in asked or ()).values())
 
 
 def command() -> str:

@@ -19,7 +19,7 @@ def list_(
         str,
         typer.Argument(
             help="recipes, rules, attacks, datasets, models, partitions, samplings, clients, servers, schedules, "
-            "priors, posts, presets, readings"
+            "priors, posts, presets, readings, trackers"
         ),
     ],
     name: Annotated[str | None, typer.Argument(help="show all that is known about this one")] = None,

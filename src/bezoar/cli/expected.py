@@ -34,13 +34,12 @@ def run_one_or_all(
     data_dir: Path | None,
     resume: bool,
     device: str,
-    allocator: str,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """``bezoar run``: one experiment, or a grid as with ``bezoar compare``."""
     if "grid" in table:
-        compare(KIND, table, values, name, seed, out, None, data_dir, device, 1, allocator, quiet, as_json)
+        compare(KIND, table, values, name, seed, out, None, data_dir, device, quiet, as_json)
         return
     values = values if seed is None else {**values, "seed": seed}
     experiment = Expected.from_table(override(table, values), name)
@@ -75,7 +74,7 @@ def _ending(summary: Mapping[str, Any]) -> str:
 
 
 #: How they are compared; without a finished run there is nothing to report.
-KIND = Kind(Expected.from_table, run, _start, _ending, show=None, partial=False)
+KIND = Kind(Expected.from_table, run, _start, _ending, show=None, partial=False, tracked=False)
 
 
 def _print(summary: Mapping[str, Any]) -> None:

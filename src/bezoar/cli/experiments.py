@@ -12,24 +12,31 @@ import typer
 from bezoar.cli.app import (
     Allocator,
     Cells,
+    Cpus,
     DataDir,
     Device,
+    EngineName,
+    Gpus,
     Jobs,
     Json,
     Out,
     Quiet,
     RankTimeout,
+    RayAddress,
     Resume,
+    Retries,
     Seed,
     Set,
     Source,
     Threads,
+    Track,
     app,
     command,
     prepare,
     read,
+    trackers,
 )
-from bezoar.cli.grids import Kind
+from bezoar.cli.grids import Kind, engine_of
 from bezoar.cli.grids import compare as compare_grid
 from bezoar.errors import ConfigError
 
@@ -51,6 +58,7 @@ def run(
     device: Device = "cpu",
     threads: Threads = None,
     allocator: Allocator = "tuned",
+    track: Track = None,
     quiet: Quiet = False,
     as_json: Json = False,
     rank_timeout: RankTimeout = 600.0,
@@ -77,19 +85,23 @@ def run(
             quiet,
             as_json,
             rank_timeout,
+            trackers(track),
             lambda result, folder: _show(result, folder, quiet, as_json),
         )
         return
     prepare(allocator, threads, device)
+    followers = trackers(track)
     table, values, name = read(source, settings)
+    if table.get("kind") in ("expected", "personalized") and followers:
+        raise ConfigError(f"{name}: --track follows rounds, and experiments of this kind have none")
     if table.get("kind") == "expected":
         from bezoar.cli import expected
 
-        expected.run_one_or_all(table, values, name, seed, out, data_dir, resume, device, allocator, quiet, as_json)
+        expected.run_one_or_all(table, values, name, seed, out, data_dir, resume, device, quiet, as_json)
         return
     if "grid" in table:
         kind = _federations()
-        compare_grid(kind, table, values, name, seed, out, None, data_dir, device, 1, allocator, quiet, as_json)
+        compare_grid(kind, table, values, name, seed, out, None, data_dir, device, quiet, as_json, followers)
         return
     if table.get("kind") == "personalized":
         if resume:
@@ -120,6 +132,7 @@ def run(
             device=device,
             progress=progress,
             command=command(),
+            trackers=followers,
         )
     _show(result, folder, quiet, as_json)
 
@@ -211,14 +224,23 @@ def compare(
     cells: Cells = None,
     data_dir: DataDir = None,
     jobs: Jobs = 1,
+    engine: EngineName = "local",
+    ray_address: RayAddress = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    retries: Retries = None,
     device: Device = "cpu",
     threads: Threads = None,
     allocator: Allocator = "tuned",
+    track: Track = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run a grid of experiments, skip the cells that have finished, print one table and write one report."""
-    prepare(allocator, threads, device)
+    chosen = engine_of(engine, jobs, allocator, ray_address, cpus, gpus, retries)
+    # On a cluster other machines compute: this one needs no GPU.
+    prepare(allocator, threads, device if engine == "local" else "cpu")
+    followers = trackers(track)
     table, values, name = read(source, settings)
     if table.get("kind") in ("personalized", "pretraining"):
         raise ConfigError(f"{name}: this is one {table['kind']} run, no grid; run it with 'bezoar run'")
@@ -227,7 +249,7 @@ def compare(
         from bezoar.cli import expected
 
         kind = expected.KIND
-    compare_grid(kind, table, values, name, seed, out, cells, data_dir, device, jobs, allocator, quiet, as_json)
+    compare_grid(kind, table, values, name, seed, out, cells, data_dir, device, quiet, as_json, followers, chosen)
 
 
 def _federations() -> Kind:
@@ -241,6 +263,7 @@ def _federations() -> Kind:
         ending=_ending,
         show=_print_tables,
         partial=True,
+        tracked=True,
     )
 
 

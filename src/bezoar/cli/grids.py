@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from bezoar.cli.app import command
+from bezoar.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from bezoar.experiments.engines import Engine
     from bezoar.experiments.grid import Cell, Outcome, Reader, Runner
     from bezoar.experiments.progress import Display
     from bezoar.experiments.run import Progress
@@ -29,6 +31,7 @@ class Kind:
         ending: how a finished cell ended, in words.
         show: prints what there is to print beside the report, from the comparison's directory; None: nothing.
         partial: whether there is a report although every cell failed.
+        tracked: whether its runs have rounds that trackers can follow.
     """
 
     read: Reader
@@ -37,6 +40,37 @@ class Kind:
     ending: Callable[[Mapping[str, Any]], str]
     show: Callable[[Path], None] | None
     partial: bool
+    tracked: bool
+
+
+def engine_of(
+    name: str,
+    jobs: int,
+    allocator: str,
+    address: str | None,
+    cpus: float | None,
+    gpus: float | None,
+    retries: int | None,
+) -> Engine:
+    """What --engine and its options ask for.
+
+    Raises:
+        ConfigError: an unknown engine, or an option that is not for it.
+    """
+    from bezoar.experiments.engines import RETRIES, InTurn, Processes, Ray
+
+    tries = RETRIES if retries is None else retries
+    if name == "ray":
+        if jobs != 1:
+            raise ConfigError("--jobs is for --engine local; on Ray as many cells run as there is room for")
+        return Ray(address, 1.0 if cpus is None else cpus, gpus or 0.0, allocator, tries)
+    if name != "local":
+        raise ConfigError(f"--engine is local or ray, got {name!r}; {nearest(name, ('local', 'ray'))}")
+    given = {"--ray-address": address, "--cpus-per-cell": cpus, "--gpus-per-cell": gpus}
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{option} is for --engine ray")
+    return InTurn() if jobs == 1 else Processes(jobs, allocator, tries)
 
 
 def compare(
@@ -49,19 +83,26 @@ def compare(
     cells: Path | None,
     data_dir: Path | None,
     device: str,
-    jobs: int,
-    allocator: str,
     quiet: bool,
     as_json: bool,
+    trackers: Sequence[Any] = (),
+    engine: Engine | None = None,
 ) -> None:
     """All cells of a grid; those that have finished are skipped, others go on. Exits with 1 if one failed."""
+    from bezoar.experiments.engines import Ray
     from bezoar.experiments.grid import Grid
     from bezoar.experiments.grid import compare as compare_grid
     from bezoar.experiments.progress import Display
     from bezoar.reports import write_report
+    from bezoar.tracking import together
 
     grid = Grid.from_table(table, name, seed, values, read=kind.read)
     folder = out or Path("runs") / grid.name
+    options = {}
+    if trackers:
+        if not kind.tracked:
+            raise ConfigError(f"{name}: --track follows rounds, and experiments of this kind have none")
+        options["trackers"] = together(trackers, grid.name, None if isinstance(engine, Ray) else folder)
     with Display(quiet=quiet, stderr=as_json, cells=len(grid.cells)) as display:
         outcomes = compare_grid(
             grid,
@@ -69,8 +110,8 @@ def compare(
             cells=cells,
             data_dir=data_dir,
             device=device,
-            jobs=jobs,
-            allocator=allocator,
+            engine=engine,
+            options=options,
             command=command(),
             runner=kind.run,
             progress=lambda cell: kind.start(display, cell),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ def run_on_ranks(
     quiet: bool,
     as_json: bool,
     timeout: float,
+    trackers: Sequence[Any],
     show: Callable[[RunResult, Path], None],
 ) -> None:
     """Run one experiment on all ranks; rank 0 keeps the records and is the one to ``show`` the result."""
@@ -57,6 +58,7 @@ def run_on_ranks(
                 progress=display.start(experiment.name, experiment.rounds) if ranks.first else None,
                 command=command(),
                 ranks=ranks,
+                trackers=trackers,
             )
         if ranks.first:
             show(result, folder)

@@ -21,6 +21,7 @@ from bezoar.recipes import recipes
 from bezoar.registry import Entry
 from bezoar.servers import MODEL_POSTS, SERVERS
 from bezoar.servers.schedules import SCHEDULES
+from bezoar.tracking import TRACKERS
 
 
 def _recipes() -> list[Entry]:
@@ -78,6 +79,7 @@ _KINDS: Mapping[str, Callable[[], list[Entry]]] = {
     "samplings": SAMPLINGS.entries,
     "clients": CLIENTS.entries,
     "schedules": SCHEDULES.entries,
+    "trackers": TRACKERS.entries,
 }
 
 

@@ -2,94 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import multiprocessing
 import os
-import queue
-import signal
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
-from bezoar.allocator import tune
-from bezoar.errors import BezoarError, BusyError, ConfigError
+from bezoar.errors import BezoarError, ConfigError
+from bezoar.experiments.cells import Cell, CellProgress, Job, Outcome, Reader, Runner
 from bezoar.experiments.config import Experiment, override
+from bezoar.experiments.engines import Engine, local
 from bezoar.experiments.records import (
     SUMMARY,
     WEIGHTS,
     alone,
     load_tensors,
-    plain,
     read_summary,
     write_atomically,
     write_summary,
 )
-from bezoar.experiments.run import Interrupted, Progress, distances, run
+from bezoar.experiments.run import distances, run
 from bezoar.experiments.scales import at_scale, holds, label, labels
 from bezoar.models.files import check_unchanged
 from bezoar.recipes.paper import Claim, claims
-
-
-class Settled(Protocol):
-    """An experiment of any kind, all of it resolved."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def description(self) -> str: ...
-
-    @property
-    def rounds(self) -> int: ...
-
-    def hash(self) -> str:
-        """Tells it from all others."""
-
-
-class Ended(Protocol):
-    """What a finished run says of itself."""
-
-    @property
-    def summary(self) -> dict[str, Any]: ...
-
-
-#: Reads an experiment from ``(table, source)``.
-Reader = Callable[[Mapping[str, Any], str], Settled]
-
-#: Runs one: ``(experiment, folder, *, data_dir, resume, device, progress, wait)``; workers are sent it by its name.
-Runner = Callable[..., Ended]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One experiment of a grid, with its label on every axis."""
-
-    labels: dict[str, Any]
-    experiment: Settled
-
-    @cached_property
-    def key(self) -> str:
-        """Its directory's name among those of other cells: the hash of its full configuration."""
-        return self.experiment.hash()
-
-    @property
-    def folder(self) -> str:
-        """Where it is recorded, below the comparison's directory, unless cells are kept elsewhere."""
-        return f"cells/{self.key}"
-
-    @property
-    def title(self) -> str:
-        """The labels in one line."""
-        return ", ".join(str(v) if k not in ("seed",) else f"seed {v}" for k, v in self.labels.items())
 
 
 @dataclass(frozen=True)
@@ -208,20 +145,6 @@ def _unlabelled(value: Any) -> Any:
     return {k: v for k, v in value.items() if k != "label"} if isinstance(value, Mapping) else value
 
 
-#: Told when a cell starts (None), and with every record of it while it runs in this process.
-CellProgress = Callable[[Cell], Progress | None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a cell ended: its summary, or what went wrong."""
-
-    cell: Cell
-    summary: dict[str, Any] | None
-    error: str | None
-    skipped: bool = False
-
-
 def compare(
     grid: Grid,
     out: str | Path,
@@ -231,6 +154,8 @@ def compare(
     device: str = "cpu",
     jobs: int = 1,
     allocator: str = "default",
+    engine: Engine | None = None,
+    options: Mapping[str, Any] | None = None,
     command: str | None = None,
     runner: Runner = run,
     progress: CellProgress | None = None,
@@ -241,9 +166,22 @@ def compare(
     A cell is recorded under the hash of its full configuration in the directory ``cells``, by default ``out/cells``:
     cells that have finished are skipped, interrupted ones go on from their checkpoint. Comparisons that share ``cells``
     share what they have in common, also when they run at the same time: a cell that another process is running is left
-    for last, and waited for. A cell that fails does not stop the others. ``jobs``
-    cells run at a time, in processes of their own that share the processor's threads; ``allocator`` is ``"tuned"``
-    or ``"default"`` for those processes. ``runner`` runs a cell, as :func:`bezoar.experiments.run.run` does.
+    for last, and waited for. A cell that fails does not stop the others.
+
+    Args:
+        grid: the cells.
+        out: directory of the comparison.
+        cells: directory of the cells.
+        data_dir: where data sets lie.
+        device: on which each cell computes.
+        jobs: cells that run at a time, in processes of their own that share the processor's threads.
+        allocator: ``"tuned"`` or ``"default"`` for those processes.
+        engine: runs the cells elsewhere than in local processes, for which the last two are.
+        options: further arguments of ``runner``.
+        command: shell command to note with the records.
+        runner: runs a cell, as :func:`bezoar.experiments.run.run` does.
+        progress: told when a cell starts; its answer is told of the cell's records.
+        finished: told how each cell ended.
     """
     folder = Path(out)
     store = folder / "cells" if cells is None else Path(cells)
@@ -275,11 +213,8 @@ def compare(
         outcomes.append(Outcome(cell, summary, None, skipped=True))
         if finished:
             finished(outcomes[-1])
-    if jobs == 1:
-        running = _in_turn(todo, store, data_dir, device, progress, runner)
-    else:
-        running = _at_once(todo, store, data_dir, device, jobs, allocator, progress, runner)
-    for outcome in running:
+    job = Job(runner, store, data_dir, device, options)
+    for outcome in (engine or local(jobs, allocator)).run(todo, job, progress):
         outcomes.append(outcome)
         if finished:
             finished(outcome)
@@ -288,155 +223,6 @@ def compare(
         outcome if outcome.summary is None else replace(outcome, summary=read_summary(store / outcome.cell.key))
         for outcome in outcomes
     ]
-
-
-def _one(
-    cell: Cell,
-    folder: Path,
-    data_dir: str | Path | None,
-    device: str,
-    progress: Progress | None,
-    wait: bool,
-    runner: Runner,
-) -> Outcome | None:
-    """Run a cell; None if another process is running it, and we do not ``wait``."""
-    try:
-        result = runner(
-            cell.experiment,
-            folder / cell.key,
-            data_dir=data_dir,
-            resume=True,
-            device=device,
-            progress=progress,
-            wait=wait,
-        )
-    except Interrupted:
-        raise
-    except BusyError:
-        return None
-    except BezoarError as error:
-        return Outcome(cell, None, str(error))
-    except Exception as error:
-        return Outcome(cell, None, f"{type(error).__name__}: {error}")
-    return Outcome(cell, result.summary, None)
-
-
-def _in_turn(
-    cells: Sequence[Cell],
-    folder: Path,
-    data_dir: str | Path | None,
-    device: str,
-    progress: CellProgress | None,
-    runner: Runner,
-) -> Iterator[Outcome]:
-    left = [(cell, False) for cell in cells]
-    for cell, busy in left:
-        watch = _Lazy(progress, cell) if progress else None
-        try:
-            outcome = _one(cell, folder, data_dir, device, watch, busy, runner)
-        except Interrupted:
-            raise Interrupted(f"stopped in [{cell.title}]; run the same command to go on from there") from None
-        if outcome is None:
-            left.append((cell, True))
-        else:
-            yield outcome
-
-
-class _Lazy:
-    """Says that a cell starts with its first record: before that, another process may be running it."""
-
-    def __init__(self, progress: CellProgress, cell: Cell) -> None:
-        self._start = progress
-        self._cell = cell
-
-    @cached_property
-    def _watch(self) -> Progress | None:
-        return self._start(self._cell)
-
-    def __call__(self, record: Mapping[str, Any]) -> None:
-        if self._watch is not None:
-            self._watch(record)
-
-
-#: Seconds between two messages of a worker about its progress.
-_NEWS_SECONDS = 0.2
-
-_news: Any = None
-
-
-def _start_worker(news: Any, threads: int, allocator: str) -> None:
-    """Runs once in every worker process. Ctrl-C is the parent's to handle."""
-    global _news
-    _news = news
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if allocator == "tuned":
-        tune()
-    torch.set_num_threads(threads)
-
-
-def _in_worker(
-    cell: Cell, folder: Path, data_dir: str | Path | None, device: str, runner: Runner, wait: bool = False
-) -> Outcome | None:
-    last = 0.0
-    parent = os.getppid()
-
-    def tell(record: Mapping[str, Any]) -> None:
-        nonlocal last
-        if os.getppid() != parent:
-            # Whoever asked for this cell is gone; its checkpoint stays.
-            os._exit(1)
-        if record["kind"] == "evaluation" or time.monotonic() - last > _NEWS_SECONDS:
-            last = time.monotonic()
-            _news.put((cell.key, plain(record)))
-
-    return _one(cell, folder, data_dir, device, tell, wait, runner)
-
-
-def _at_once(
-    cells: Sequence[Cell],
-    folder: Path,
-    data_dir: str | Path | None,
-    device: str,
-    jobs: int,
-    allocator: str,
-    progress: CellProgress | None,
-    runner: Runner,
-) -> Iterator[Outcome]:
-    spawn = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // jobs)
-    by_folder = {cell.key: cell for cell in cells}
-    watchers: dict[str, _Lazy] = {}
-    news = spawn.Queue()
-    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(news, threads, allocator))
-    try:
-        running = {pool.submit(_in_worker, cell, folder, data_dir, device, runner): cell for cell in cells}
-        while running:
-            done, _ = wait(running, timeout=_NEWS_SECONDS, return_when=FIRST_COMPLETED)
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    name, record = news.get_nowait()
-                    if progress:
-                        watchers.setdefault(name, _Lazy(progress, by_folder[name]))(record)
-            for future in done:
-                cell = running.pop(future)
-                try:
-                    outcome = future.result()
-                    if outcome is None:
-                        # Behind everything else that there is to do.
-                        running[pool.submit(_in_worker, cell, folder, data_dir, device, runner, True)] = cell
-                except BrokenProcessPool:
-                    raise BezoarError(
-                        "a worker process ended abruptly (out of memory?); run the same command to go on, "
-                        "perhaps with fewer --jobs"
-                    ) from None
-                if outcome is not None:
-                    yield outcome
-    except KeyboardInterrupt:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise Interrupted("stopped; run the same command to go on from the last checkpoints") from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _measure_twins(grid: Grid, folder: Path) -> None:
@@ -456,3 +242,6 @@ def _measure_twins(grid: Grid, folder: Path) -> None:
         unattacked, _ = load_tensors(twin / WEIGHTS)
         with alone(here, wait=True):
             write_summary(here, {**summary, **distances(weights, unattacked)})
+
+
+__all__ = ["Cell", "CellProgress", "Grid", "Outcome", "Reader", "Runner", "compare"]

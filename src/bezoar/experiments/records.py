@@ -39,10 +39,15 @@ def _sync_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
     temporary = path.with_name(path.name + ".part")
     with guarded(path):
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -189,8 +194,8 @@ class Records:
         for line in (self.folder / TIMINGS).read_text(encoding="utf-8").splitlines():
             self.timings.append(json.loads(line))
 
-    def add(self, records: Iterable[Mapping[str, Any]], timings: Iterable[Mapping[str, Any]]) -> None:
-        """Append rounds and evaluations, in order, and the seconds they took."""
+    def add(self, records: Iterable[Mapping[str, Any]], timings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Append rounds and evaluations, in order, and the seconds they took; returns all as they were written."""
         metrics = [plain(record) for record in records]
         seconds = [plain(record) for record in timings]
         for record in metrics:
@@ -199,6 +204,7 @@ class Records:
         if self.folder is not None:
             _append(self.folder / METRICS, metrics)
             _append(self.folder / TIMINGS, seconds)
+        return [*metrics, *seconds]
 
     def save_checkpoint(self, round: int, tensors: Mapping[str, Tensor], digest: str) -> None:
         """Replace the checkpoint."""

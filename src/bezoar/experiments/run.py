@@ -6,7 +6,8 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,9 @@ from bezoar.experiments.setup import Setup, prepare
 from bezoar.experiments.together import agreed, check_same, share_checkpoint, whole_tensors
 from bezoar.models.files import FROZEN, check_unchanged, kept
 from bezoar.ranks import ALONE, Ranks
+from bezoar.tracking.base import Started, Tracker, flat
+from bezoar.tracking.kinds import chosen
+from bezoar.tracking.telling import Telling
 
 #: Told after every round (kind "round") and evaluation (kind "evaluation"); records may hold tensors.
 Progress = Callable[[Mapping[str, Any]], None]
@@ -77,6 +81,7 @@ def run(
     command: str | None = None,
     wait: bool = False,
     ranks: Ranks = ALONE,
+    trackers: Sequence[Tracker | str | Mapping[str, Any]] = (),
 ) -> RunResult:
     """Run ``experiment`` and record it in the directory ``out`` (None: in memory only).
 
@@ -91,9 +96,11 @@ def run(
         wait: for another process that is running in ``out``.
         ranks: the processes that play this run together; all of them call this, rank 0 keeps the records and is the
             only one to read or write ``out`` and to tell ``progress``. The result is the same on all.
+        trackers: follow the run too (:mod:`bezoar.tracking`): names, tables with ``kind``, or objects. They need an
+            ``out``. One that fails does not end the run.
 
     Raises:
-        ConfigError: the experiment can not run, or ``out`` is taken.
+        ConfigError: the experiment or a tracker can not run, or ``out`` is taken.
         BusyError: another process is running in ``out``.
         ElsewhereError: another rank failed.
         DataError: data are missing or damaged.
@@ -101,7 +108,10 @@ def run(
         SuspectsError: more clients look hostile than declared, and ``defence.more_than_f`` is "stop".
     """
     folder = None if out is None or not ranks.first else Path(out)
+    followers = chosen(trackers)
     if out is None:
+        if followers:
+            raise ConfigError("trackers write into the run's directory: give one as out")
         return _run(experiment, None, data_dir, resume, device, progress, command, ranks, twin_out=None)
     twin = Path(out) / "twin"
     finished = ranks.on_first(lambda: _finished(folder, experiment.hash()) if resume and folder else None)
@@ -109,7 +119,11 @@ def run(
         return _everywhere(ranks, finished)
     with contextlib.ExitStack() as inside:
         ranks.on_first(lambda: inside.enter_context(alone(folder, wait)) if folder else None)
-        return _run(experiment, folder, data_dir, resume, device, progress, command, ranks, twin_out=twin)
+
+        def follow(records: Records, round: int) -> Telling | None:
+            return inside.enter_context(_followed(followers, experiment, records, round))
+
+        return _run(experiment, folder, data_dir, resume, device, progress, command, ranks, twin, follow)
 
 
 def _run(
@@ -122,6 +136,7 @@ def _run(
     command: str | None,
     ranks: Ranks,
     twin_out: Path | None,
+    follow: Callable[[Records, int], Telling | None] = lambda records, round: None,
 ) -> RunResult:
     digest = experiment.hash()
     finished = ranks.on_first(lambda: _found(folder, digest) if resume and folder else None)
@@ -137,7 +152,8 @@ def _run(
         found = share_checkpoint(setup, checkpoint)
         if found is not None:
             state = _restore(setup, *found)
-        diverged = _rounds(setup, state, records, digest, progress if ranks.first else None)
+        telling = ranks.on_first(lambda: follow(records, state.round))
+        diverged = _rounds(setup, state, records, digest, progress if ranks.first else None, telling)
     twin = None
     if experiment.evaluation.twin:
         twin = run(
@@ -154,9 +170,31 @@ def _run(
     if twin is not None:
         summary.update(distances(weights, twin.weights))
     summary = plain(summary)
+    if telling is not None:
+        telling.finish(summary)
+        summary["trackers"] = dict(telling.report)
     ranks.on_first(lambda: records.finish(summary, weights, metadata))
     mine = RunResult(summary, records.rounds, records.evaluations, weights, folder)
     return mine if ranks.alone else _everywhere(ranks, mine if ranks.first else None)
+
+
+@contextlib.contextmanager
+def _followed(
+    trackers: Mapping[str, Tracker], experiment: Experiment, records: Records, round: int
+) -> Iterator[Telling | None]:
+    """Trackers of a run that begins after ``round``; they hear of it if it ends before its end."""
+    if not trackers:
+        yield None
+        return
+    assert records.folder is not None
+    parameters = flat(tomllib.loads(experiment.dumps()))
+    started = Started(experiment.name, experiment.hash(), parameters, records.folder, round)
+    telling = Telling(trackers, started, [*records.rounds, *records.evaluations, *records.timings])
+    try:
+        yield telling
+    finally:
+        # Those that were told the summary are not told again.
+        telling.finish(None)
 
 
 def _everywhere(ranks: Ranks, result: RunResult | None) -> RunResult:
@@ -241,7 +279,9 @@ def _frozen(setup: Setup) -> dict[str, Tensor]:
     return {} if digest is None else {FROZEN: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)}
 
 
-def _rounds(setup: Setup, state: State, records: Records, digest: str, progress: Progress | None) -> str | None:
+def _rounds(
+    setup: Setup, state: State, records: Records, digest: str, progress: Progress | None, telling: Telling | None
+) -> str | None:
     """Play all remaining rounds; returns why the run diverged, None if it did not."""
     experiment = setup.experiment
     metrics: list[Mapping[str, Any]] = []
@@ -250,7 +290,9 @@ def _rounds(setup: Setup, state: State, records: Records, digest: str, progress:
 
     def flush() -> None:
         nonlocal written
-        records.add(metrics, timings)
+        written_down = records.add(metrics, timings)
+        if telling is not None:
+            telling.log(written_down)
         metrics.clear()
         timings.clear()
         written = time.monotonic()
@@ -371,7 +413,7 @@ def _summary(
         "seconds": {**{phase: value / count for phase, value in spent.items()}, "total": sum(spent.values())},
         "command": command,
         "versions": environment.versions(),
-        "hardware": environment.hardware(setup.device),
+        "hardware": environment.hardware(setup.device) | ({} if setup.ranks.alone else {"ranks": setup.ranks.size}),
         "commit": environment.commit(),
         "hash": digest,
     }

@@ -89,8 +89,8 @@ def _refuse_shared_draws(setup: Setup) -> None:
         if isinstance(module, nn.modules.dropout._DropoutNd | nn.RNNBase | nn.MultiheadAttention) and chance:
             raise UnsupportedError(
                 f"model: {name!r} is a {type(module).__name__} that drops out, and draws for all clients at once, "
-                f"which many ranks can not do as one process does: run it in one process, or with clients that train for "
-                f"several steps (clients.kind = 'local', batch_size > 0)"
+                f"which many ranks can not do as one process does: run it in one process, or with clients that train "
+                f"for several steps (clients.kind = 'local', batch_size > 0)"
             )
 
 

@@ -19,6 +19,7 @@ from bezoar.errors import BezoarError, ConfigError, DivergedError, HostileRowsEr
 from bezoar.experiments.adversary import flags
 from bezoar.experiments.defence import Defence, defence
 from bezoar.integrations.gate import BUFFERS, Array, BufferPolicy, Field, GateError, Template
+from bezoar.kernels.threads import in_threads
 from bezoar.seeding import generator
 from bezoar.servers import SGD, FetchSGD, Server, Step
 from bezoar.updates import DenseUpdates, SketchUpdates, Updates
@@ -26,6 +27,9 @@ from bezoar.updates.base import Needs, Segment
 
 #: Name of the array that holds a client's count sketch.
 SKETCH = "bezoar.sketch"
+
+#: Numbers that a thread takes at a time.
+_PIECE = 2**18
 
 State = Mapping[str, Tensor]
 
@@ -326,18 +330,23 @@ class Coordinator:
             return SketchUpdates(tables, sketch, ids)
         model = None if weights is None else weights.numpy()
         values = np.empty((len(read), own.d), own.dtype)
-        for row, arrays in enumerate(read):
-            if arrays is None:
-                values[row] = np.nan
-                continue
-            with np.errstate(over="ignore", invalid="ignore"):
-                for part in template.parameters:
-                    at = slice(part.start, part.stop)
-                    sent = arrays[part.name].reshape(-1)
-                    if model is None or replies[row].difference:
-                        np.negative(sent, out=values[row, at], casting="same_kind")
-                    else:
-                        np.subtract(model[at], sent, out=values[row, at], casting="same_kind")
+
+        def fill(start: int, stop: int) -> None:
+            for row in range(start, stop):
+                arrays = read[row]
+                if arrays is None:
+                    values[row] = np.nan
+                    continue
+                with np.errstate(over="ignore", invalid="ignore"):
+                    for part in template.parameters:
+                        at = slice(part.start, part.stop)
+                        sent = arrays[part.name].reshape(-1)
+                        if model is None or replies[row].difference:
+                            np.negative(sent, out=values[row, at], casting="same_kind")
+                        else:
+                            np.subtract(model[at], sent, out=values[row, at], casting="same_kind")
+
+        in_threads(lambda: fill, len(read), max(1, _PIECE // own.d))
         layout = tuple(Segment(f.name, f.start, f.stop, f.shape) for f in own.parameters)
         return DenseUpdates(torch.from_numpy(values), ids, layout, flaws)
 

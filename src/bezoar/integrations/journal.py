@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Journal:
                 "convergence_note": note + (f", {skipped} rounds skipped" if skipped else ""),
                 "seconds": seconds,
                 "command": None,
-                "versions": environment.versions(),
+                "versions": {**environment.versions(), "flwr": version("flwr")},
                 "hardware": environment.hardware(torch.device("cpu")),
                 "commit": environment.commit(),
                 "hash": self.digest,

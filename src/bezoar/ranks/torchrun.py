@@ -24,7 +24,7 @@ T = TypeVar("T")
 TIMEOUT = 600.0
 
 #: Seconds to find out which ranks are gone, once one is.
-PATIENCE = 5.0
+PATIENCE = 10.0
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
@@ -67,16 +67,19 @@ class _Distributed(Ranks):
     def _lost(self) -> str:
         """Who does not answer any more: the others also find out, and say so in the store."""
         others = [rank for rank in range(self.size) if rank != self.rank]
-        silent = list(others)
+        silent, asked = list(others), False
         try:
             self._store.set_timeout(timedelta(seconds=PATIENCE))
             self._store.set(f"alive/{self.rank}", "1")
             until = time.monotonic() + PATIENCE
             while silent and time.monotonic() < until:
                 silent = [rank for rank in silent if not self._store.check([f"alive/{rank}"])]
+                asked = True
                 time.sleep(0.05)
         except RuntimeError:
-            return f"rank {self.rank} has lost the others: rank 0, where they meet, is gone"
+            # Where rank 0 keeps the store, it leaves with it as soon as it knows.
+            if not asked:
+                return f"rank {self.rank} has lost the others: rank 0, where they meet, is gone"
         if not silent:
             return f"rank {self.rank} waited in vain for {self._timeout:g} s, but all ranks answer"
         names = ", ".join(map(str, silent))

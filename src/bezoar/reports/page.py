@@ -17,6 +17,7 @@ from typing import Any
 
 from bezoar.reports import plots as figures
 from bezoar.reports import style, words
+from bezoar.reports.clients import clients_table
 from bezoar.reports.estimates import Estimate
 from bezoar.reports.expected import is_expected, write_page
 from bezoar.reports.published import published_table
@@ -99,8 +100,9 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
     out = directory / "report" if out is None else Path(out)
     for folder in (out / "tables", out / "figures"):
         folder.mkdir(parents=True, exist_ok=True)
-    published = published_table(g)
-    for table in tables(g) if published is None else (published, *tables(g)):
+    for table in (published_table(g), *tables(g), clients_table(g)):
+        if table is None:
+            continue
         (out / "tables" / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8", newline="")
         (out / "tables" / f"{table.name}.tex").write_text(table.latex(), encoding="utf-8", newline="")
     for plot in figures.plots(g):
@@ -136,6 +138,7 @@ def _parts(g: Grid) -> Iterable[str]:
     yield _table_section(g, published_table(g))
     yield _table_section(g, over_attacks_table(g))
     yield _table_section(g, adversary_table(g))
+    yield _table_section(g, clients_table(g))
     yield _missing(g.missing, c)
     for name in ("curves", "plane", "impact", "distances", "timing"):
         if name in plots:

@@ -34,6 +34,8 @@ class Round:
     """One training round; ``skipped`` holds the reason if the server kept its model.
 
     ``bytes_up`` and ``bytes_down`` are what all clients of the round sent and fetched, None where it is not known.
+    ``verdicts`` says what became of clients that a federation's server did not simply keep: "flagged", or "excluded"
+    and after a colon why.
     """
 
     round: int
@@ -47,6 +49,7 @@ class Round:
     skipped: str | None
     bytes_up: float | None = None
     bytes_down: float | None = None
+    verdicts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -371,6 +374,7 @@ def _round(o: Mapping[str, Any]) -> Round:
         skipped=None if not o.get("skipped") else str(o["skipped"]),
         bytes_up=_maybe(o.get("bytes_up")),
         bytes_down=_maybe(o.get("bytes_down")),
+        verdicts=_mapping(o.get("verdicts"), _text),
     )
 
 

@@ -131,7 +131,8 @@ def _single(g: Grid, row: Row) -> str:
     s = row.summaries[0]
     text = f"One run of {_count(s.rounds, 'round')}"
     text += f", seed {s.seed}" if s.seed is not None else ""
-    text += f": test accuracy {100 * s.test_accuracy:.1f} %"
+    unknown = math.isnan(s.test_accuracy) and not any(c.run is not None and c.run.evaluations for c in row.cells)
+    text += ": nobody evaluated the model" if unknown else f": test accuracy {100 * s.test_accuracy:.1f} %"
     if s.test_accuracy_clean != s.test_accuracy and s.test_accuracy_clean == s.test_accuracy_clean:
         text += f" ({100 * s.test_accuracy_clean:.1f} % without the aux points)"
     if s.attack_accuracy is not None:

@@ -122,7 +122,7 @@ class InProcessGrid(Grid):
         app = self._app if isinstance(self._app, ClientApp) else self._app(node.number)
         _name_process(message.metadata.dst_node_id)
         try:
-            with _Draws(derive(self._seed, "flower client", node.number, _round(message, node))):
+            with Draws(derive(self._seed, "flower client", node.number, _round(message, node))):
                 reply = app(received, node.context)
         except Exception as error:
             reply = Message(Error(code=_RAISED, reason=f"{type(error).__name__}: {error}"), reply_to=received)
@@ -152,7 +152,7 @@ def run_in_process(
     context = Context(
         run_id=_RUN, node_id=_SERVER_NODE, node_config={}, state=RecordDict(), run_config=dict(run_config or {})
     )
-    with _Draws(derive(seed, "flower server")):
+    with Draws(derive(seed, "flower server")):
         server_app(grid, context)
     return context
 
@@ -184,7 +184,7 @@ def _received(message: Message, known: str) -> Message:
 
 
 @dataclass
-class _Draws:
+class Draws:
     """Global random streams that start at ``seed`` inside, and go on outside as if nothing had happened."""
 
     seed: int
@@ -194,7 +194,10 @@ class _Draws:
         self._before = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
         random.seed(self.seed)
         np.random.seed(self.seed % 2**32)  # noqa: NPY002
-        torch.random.manual_seed(self.seed)
+        # Not torch.manual_seed: where there is no accelerator, that keeps a stack trace for each kind of them.
+        torch.default_generator.manual_seed(self.seed)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(self.seed)
 
     def __exit__(self, *error: object) -> None:
         random.setstate(self._before[0])

@@ -1,0 +1,1 @@
+"""A Flower app behind a robust rule: digits, some clients malicious."""
