@@ -198,3 +198,29 @@ def test_sizes_must_fit(tmp_path: Path) -> None:
         make_model("huggingface", (17,), 7, 0, repo=repo, tokens="ids")
     with pytest.raises(ConfigError, match="needs tokens of shape"):
         make_model("huggingface", (1, 8, 8), 7, 0, repo=repo, tokens="ids")
+
+
+@pytest.mark.data
+def test_an_experiment_federates_its_adapters_on_characters(data_dir: Path, tmp_path: Path) -> None:
+    from bezoar.experiments import Experiment, run
+
+    if not (data_dir / "shakespeare").exists():
+        pytest.skip(f"no shakespeare in {data_dir}")
+    repo = folder(tmp_path, "gpt2", n_positions=80)
+    tokenizer(tmp_path)
+    table = {
+        "rounds": 2,
+        "data": {"dataset": "shakespeare", "partition": {"kind": "natural", "column": "role", "min_samples": 20_000}},
+        "model": {"name": "huggingface", "repo": repo, "lora": {"targets": ["c_attn"], "rank": 2}},
+        "learning_rate": {"kind": "constant", "lr": 0.1},
+        "sampling": {"kind": "uniform", "cohort": 5},
+        "clients": {"kind": "gradient", "batch_size": 2, "method": "ghost"},
+        "defence": {"preset": "krum", "f": 1},
+        "evaluation": {"every": 2, "batch_size": 500},
+    }
+    summary = run(Experiment.from_table(table), data_dir=data_dir).summary
+    assert summary["parameters"] == 2 * 2 * (8 + 24)
+    assert summary["rounds_skipped"] == 0
+    assert summary["test_accuracy"] is not None
+    with pytest.raises(ConfigError, match="model: names: follows from the data set"):
+        run(Experiment.from_table({**table, "model": {**table["model"], "names": ["a"]}}), data_dir=data_dir)  # type: ignore[dict-item]

@@ -76,7 +76,7 @@ def huggingface(
         _fits(config, vocabulary, shape[0], repo)
         kind = transformers.AutoModelForCausalLM
         if pretrained:
-            model = kind.from_pretrained(repo, **where, use_safetensors=True, torch_dtype=torch.float32)
+            model = kind.from_pretrained(repo, **where, use_safetensors=True).float()
         else:
             model = kind.from_config(config, trust_remote_code=False).float()  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
