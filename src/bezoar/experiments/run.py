@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bezoar.errors import BezoarError, ConfigError, DivergedError, ElsewhereError
+from bezoar.errors import BezoarError, ConfigError, DivergedError, ElsewhereError, SuspectsError
 from bezoar.experiments import environment
 from bezoar.experiments.config import Experiment
 from bezoar.experiments.losses import prior_losses, who_was_bad
@@ -23,6 +23,7 @@ from bezoar.experiments.records import CONFIG, WEIGHTS, Records, alone, load_ten
 from bezoar.experiments.rounds import Clock, State, evaluate, play
 from bezoar.experiments.setup import Setup, prepare
 from bezoar.experiments.together import agreed, check_same, share_checkpoint, whole_tensors
+from bezoar.models.files import FROZEN, check_unchanged, kept
 from bezoar.ranks import ALONE, Ranks
 from bezoar.tracking.base import Started, Tracker, flat
 from bezoar.tracking.kinds import chosen
@@ -47,7 +48,7 @@ class RunResult:
         summary: as in ``summary.json``.
         rounds: one record a round.
         evaluations: one record an evaluation.
-        weights: final parameters and buffers by name.
+        weights: final parameters and buffers by name; of a model with frozen parameters the trained ones.
         directory: where the run was recorded, None if it stayed in memory.
     """
 
@@ -104,6 +105,7 @@ def run(
         ElsewhereError: another rank failed.
         DataError: data are missing or damaged.
         Interrupted: stopped by Ctrl-C after writing a checkpoint.
+        SuspectsError: more clients look hostile than declared, and ``defence.more_than_f`` is "stop".
     """
     folder = None if out is None or not ranks.first else Path(out)
     followers = chosen(trackers)
@@ -163,7 +165,7 @@ def _run(
             progress=None,
             ranks=ranks,
         )
-    weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
+    weights, metadata = kept(setup.model)
     summary = _summary(experiment, setup, records, digest, diverged, command)
     if twin is not None:
         summary.update(distances(weights, twin.weights))
@@ -171,7 +173,7 @@ def _run(
     if telling is not None:
         telling.finish(summary)
         summary["trackers"] = dict(telling.report)
-    ranks.on_first(lambda: records.finish(summary, weights))
+    ranks.on_first(lambda: records.finish(summary, weights, metadata))
     mine = RunResult(summary, records.rounds, records.evaluations, weights, folder)
     return mine if ranks.alone else _everywhere(ranks, mine if ranks.first else None)
 
@@ -228,6 +230,7 @@ def _finished(folder: Path, digest: str) -> RunResult | None:
         return None
     if summary["hash"] != digest:
         raise ConfigError(f"{folder}: holds a finished run of another configuration; choose another --out")
+    check_unchanged(summary.get("model", {}).get("weights", {}))
     records = Records(folder)
     records._reread()
     weights, _ = load_tensors(folder / WEIGHTS)
@@ -249,6 +252,9 @@ def _restore(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
             kind, _, rest = name.partition(".")
             if name == "weights":
                 setup.weights.copy_(value)
+            elif name == FROZEN:
+                if not torch.equal(value, _frozen(setup)[FROZEN]):
+                    raise ConfigError("the frozen part of the model is not the one any more that the checkpoint is of")
             elif kind == "buffer":
                 buffers[rest].copy_(value)
             else:
@@ -258,13 +264,19 @@ def _restore(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
 
 
 def _tensors(setup: Setup, state: State) -> dict[str, Tensor]:
-    tensors = {"weights": setup.weights}
+    tensors = {"weights": setup.weights, **_frozen(setup)}
     for part in _MEMORIES:
         memory: Mapping[str, Tensor] = getattr(state, part)
         for name, value in memory.items():
             mark = _ON_CPU if value.device.type == "cpu" != setup.device.type else ""
             tensors[f"{part}{mark}.{name}"] = value
     return tensors | {f"buffer.{name}": value for name, value in setup.model.named_buffers()}
+
+
+def _frozen(setup: Setup) -> dict[str, Tensor]:
+    """The checksum of the model's frozen part as bytes [32], if it has one: a checkpoint is of no other one."""
+    digest = setup.facts.get(FROZEN)
+    return {} if digest is None else {FROZEN: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)}
 
 
 def _rounds(
@@ -303,6 +315,10 @@ def _rounds(
             except DivergedError as error:
                 flush()
                 return str(error)
+            except SuspectsError:
+                flush()
+                save_checkpoint()
+                raise
             t = state.round
             metrics.append(record)
             if progress:
@@ -376,6 +392,7 @@ def _summary(
         "regime": experiment.regime,
         "rounds": len(records.rounds),
         "parameters": setup.weights.numel(),
+        **({"model": dict(setup.facts)} if setup.facts else {}),
         "clients": setup.federation.n,
         "malicious": len(setup.malicious),
         **({"honesty": who} if who else {}),

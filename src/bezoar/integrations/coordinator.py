@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bezoar.aggregation import Aggregate, Context, Rule
-from bezoar.errors import BezoarError, ConfigError, DivergedError, HostileRowsError
+from bezoar.errors import BezoarError, ConfigError, DivergedError, HostileRowsError, SuspectsError
 from bezoar.experiments.adversary import flags
 from bezoar.experiments.defence import Defence, defence
 from bezoar.integrations.gate import BUFFERS, Array, BufferPolicy, Field, GateError, Template
@@ -216,7 +216,7 @@ class Coordinator:
         failed: Mapping[int, str] | None = None,
         missing: Sequence[int] = (),
     ) -> Outcome:
-        """One round: nothing that a client sent raises.
+        """One round: nothing that a client sent raises, unless ``defence.more_than_f`` is "stop".
 
         Args:
             number: the round's number, from 1.
@@ -230,6 +230,7 @@ class Coordinator:
 
         Raises:
             ConfigError: settings that can not work with this model, or not without knowing it.
+            SuspectsError: more clients look hostile than declared, and the defence was told to stop then.
         """
         own, template, model = self._known(arrays)
         replies = sorted(replies, key=lambda reply: reply.client)
@@ -241,12 +242,17 @@ class Coordinator:
             excluded = sum(verdict.status is Status.EXCLUDED for verdict in ordered)
             return Outcome(dict(model or {}), memory, ordered, why, {"excluded": excluded})
 
+        def refused(why: str) -> Outcome:
+            if self.defence.more_than_f == "stop":
+                raise SuspectsError(f"round {number}: {why}")
+            return ended(why)
+
         read, flaws = _read(replies, template, model is not None)
         for row, reply in enumerate(replies):
             flaw = flaws.get(row)
             verdicts[reply.client] = Verdict(reply.client, Status.EXCLUDED if flaw else Status.KEPT, flaw or "")
         if not any(row is not None for row in read):
-            return ended(f"none of {len(replies)} replies is usable" if replies else "no replies")
+            return refused(f"none of {len(replies)} replies is usable") if replies else ended("no replies")
         weights = None if model is None else flat(model, own)
         updates = self._updates(own, template, weights, replies, read, flaws)
         rule = self.defence.rule(self.lr)
@@ -263,12 +269,15 @@ class Coordinator:
             for row in error.rows:
                 client = replies[row].client
                 verdicts[client] = Verdict(client, Status.EXCLUDED, flaws.get(row, "not finite"))
-            return ended(str(error))
+            return refused(str(error))
         except ConfigError as error:
             # Too few replies for the declared f: the settings themselves were checked before the first round.
             return ended(str(error))
         flagged = flags(answer, len(replies), context.client_weights)
         verdicts |= {v.client: v for v in _judged(answer, replies, flaws, flagged)}
+        why = self.defence.refusal(answer)
+        if why is not None:
+            return refused(why)
         vector = answer.vector
         for i, part in enumerate(self.defence.post):
             vector = part(vector, generator(self.seed, "post", number, i))
