@@ -33,7 +33,14 @@ extensions = [
     "reference",
 ]
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "benchmarks/README.md", "results/README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = [
+    "docs/**.md",
+    "examples/**/README.md",
+    "benchmarks/README.md",
+    "results/README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+]
 exclude_patterns = [".*", "build", "dist", "src", "tests", "runs", ".venv"]
 
 myst_enable_extensions = ["colon_fence"]
@@ -55,7 +62,6 @@ python_use_unqualified_type_names = True
 
 # Every link that somebody wrote must lead somewhere.
 nitpicky = True
-nitpick_ignore_regex = [("py:class", r"(object|Exception|abc|collections|enum|numpy|pathlib|torch|typing)\b.*")]
 
 html_theme = "furo"
 html_title = f"bezoar {version}"
@@ -65,9 +71,12 @@ html_css_files = ["site.css"]
 
 
 def others(text: str) -> list[str]:
-    """Names of the pages in docs that no list of the front page ``text`` has."""
+    """Pages that no list of the front page ``text`` has: those of docs, and those of the examples."""
     listed = set(re.findall(r"^(?:.*<)?([\w-]+)>?$", text, flags=re.M)) | {"index"}
-    return [page.stem for page in sorted(DOCS.glob("*.md")) if page.stem not in listed]
+    examples = [
+        f"../{page.parent.relative_to(DOCS.parent)}/README" for page in DOCS.parent.glob("examples/*/README.md")
+    ]
+    return [page.stem for page in sorted(DOCS.glob("*.md")) if page.stem not in listed] + sorted(examples)
 
 
 def _front_page(app: Sphinx, name: str, source: list[str]) -> None:

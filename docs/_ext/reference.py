@@ -6,7 +6,9 @@ date. A public name is one in the ``__all__`` of a package's ``__init__``.
 
 from __future__ import annotations
 
+import builtins
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -296,7 +298,9 @@ def _qualify(app: Sphinx, document: nodes.document) -> None:
         module, target = node.get("py:module"), node["reftarget"]
         if node.get("refdomain") != "py" or "refwarn" in node or not module or "." in target:
             continue
-        below = [loaded for name, loaded in sys.modules.items() if f"{name}.".startswith(f"{module}.")]
+        if target.startswith("bezoar.") and _module(target):
+        return True
+    below = [loaded for name, loaded in sys.modules.items() if f"{name}.".startswith(f"{module}.")]
         values = [vars(loaded)[target] for loaded in below if target in vars(loaded)]
         found = {_home(value) for value in values if _known(value)}
         if len(found) == 1:
@@ -306,8 +310,8 @@ def _qualify(app: Sphinx, document: nodes.document) -> None:
 def _elsewhere(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.Element) -> nodes.Node | None:
     """A reference by the defining module, or by a name alone, leads to where the object is explained.
 
-    What is explained nowhere here stays text if nobody asked for a link (``Tensor`` in a signature), or if it is a name
-    of ours that is not public. Other names are an error.
+    What is explained nowhere here stays text if nobody asked for a link (``Tensor`` in a signature), if it is of
+    another library, or if it is a name of ours that is not public. Other names are an error.
     """
     if node.get("refdomain") != "py":
         return None
@@ -319,18 +323,29 @@ def _elsewhere(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nod
         found = env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", home, node, text)
         if found is not None:
             return found
+    if hasattr(builtins, target) or (target.partition(".")[0] in sys.modules and not target.startswith("bezoar")):
+        return text
     written = "refwarn" in node
     return text if not written or _exists(node.get("py:module") or "", node.get("py:class") or "", target) else None
 
 
 def _exists(module: str, owner: str, target: str) -> bool:
     """Whether ``target`` is something of ours, in ``module`` or below it, or a member of the class ``owner``."""
+    if target.startswith("bezoar.") and _module(target):
+        return True
     below = [loaded for name, loaded in sys.modules.items() if name == module or name.startswith(module + ".")]
     wanted = target.split(".")
     roots: list[tuple[object, list[str]]] = [(loaded, path) for loaded in below for path in (wanted, [owner, *wanted])]
     if wanted[0] == "bezoar":
         roots.append((sys.modules["bezoar"], wanted[1:]))
     return any(_follow(root, path) for root, path in roots)
+
+
+def _module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _follow(root: object, path: list[str]) -> bool:
