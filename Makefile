@@ -9,9 +9,11 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/bezoar compare quickstart --jobs 2 --out runs/quickstart
 
-# One process a core; threads of torch beside them would only be in the way.
+# One process a core; threads of torch beside them would only be in the way. Tests that start servers and clients of
+# their own come last and have the machine for themselves.
 test: $(STAMP) lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -m slow tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

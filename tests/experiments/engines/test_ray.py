@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 # Ray leaves sockets and processes of its own to the garbage collector.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
