@@ -298,9 +298,7 @@ def _qualify(app: Sphinx, document: nodes.document) -> None:
         module, target = node.get("py:module"), node["reftarget"]
         if node.get("refdomain") != "py" or "refwarn" in node or not module or "." in target:
             continue
-        if target.startswith("bezoar.") and _module(target):
-        return True
-    below = [loaded for name, loaded in sys.modules.items() if f"{name}.".startswith(f"{module}.")]
+        below = [loaded for name, loaded in sys.modules.items() if f"{name}.".startswith(f"{module}.")]
         values = [vars(loaded)[target] for loaded in below if target in vars(loaded)]
         found = {_home(value) for value in values if _known(value)}
         if len(found) == 1:
