@@ -152,7 +152,7 @@ def _home(value: Any) -> str:
 def _description(module: str, name: str, role: str) -> Iterator[str]:
     value = getattr(importlib.import_module(module), name)
     if role == "data":
-        yield from (f".. py:data:: {module}.{name}", f"   :type: {type(value).__name__}", "")
+        yield from (f".. py:data:: {name}", f"   :type: {type(value).__name__}", "")
         yield from (f"   {plain(line)}" for line in _comment(module, name))
     elif _home(value) == f"{module}.{name}":
         yield f".. {'autoclass' if role == 'class' else 'autofunction'}:: {module}.{name}"
