@@ -31,6 +31,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "mathml",
     "reference",
+    "command_line",
 ]
 root_doc = "docs/index"
 include_patterns = [

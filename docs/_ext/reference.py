@@ -1,7 +1,7 @@
-"""Two directives for the reference: ``{package} NAME``, a package's public names, and ``{commands}``, the command line.
+"""The directive ``{package} NAME``: everything about a package's public names, from its docstrings.
 
-Both are made when the site is built, from docstrings and from the commands themselves, so that they can not be out of
-date. A public name is one in the ``__all__`` of a package's ``__init__``.
+It is made when the site is built, so that it can not be out of date. A public name is one in the ``__all__`` of a
+package's ``__init__``.
 """
 
 from __future__ import annotations
@@ -152,64 +152,13 @@ def _home(value: Any) -> str:
 def _description(module: str, name: str, role: str) -> Iterator[str]:
     value = getattr(importlib.import_module(module), name)
     if role == "data":
-        yield from (f".. py:data:: {module}.{name}", f"   :type: {type(value).__name__}", "")
+        yield from (f".. py:data:: {name}", f"   :type: {type(value).__name__}", "")
         yield from (f"   {plain(line)}" for line in _comment(module, name))
     elif _home(value) == f"{module}.{name}":
         yield f".. {'autoclass' if role == 'class' else 'autofunction'}:: {module}.{name}"
         if role == "class":
             yield from ("   :members:", "   :show-inheritance:")
     yield ""
-
-
-class Commands(SphinxDirective):
-    """Every command with its arguments and options, as ``--help`` has them."""
-
-    def run(self) -> list[nodes.Node]:
-        """Nodes of the page."""
-        import typer.main
-
-        from bezoar.cli import app
-
-        lines = [
-            line for path, command in _commands("bezoar", typer.main.get_command(app)) for line in _about(path, command)
-        ]
-        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
-
-
-def _commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
-    children = getattr(command, "commands", None)
-    if children is None:
-        yield path, command
-        return
-    for name in sorted(children):
-        if not children[name].hidden:
-            yield from _commands(f"{path} {name}", children[name])
-
-
-def _about(path: str, command: Any) -> Iterator[str]:
-    arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts]
-    words = [(p.metavar or p.name.upper()) if p.required else f"[{p.metavar or p.name.upper()}]" for p in arguments]
-    yield from (f"## {path}", "", inspect.cleandoc(command.help or ""), "")
-    yield from ("```text", " ".join([path, *words, *(["[OPTIONS]"] if options else [])]), "```", "")
-    if arguments or options:
-        yield from ("| | |", "|---|---|")
-    for word, argument in zip(words, arguments, strict=True):
-        yield f"| `{word.strip('[]')}` | {_cell(argument.help)} |"
-    for option in options:
-        value = "" if option.is_flag else f" {option.metavar or option.type.name.removesuffix(' range').upper()}"
-        names = ", ".join(f"`{name}`" for name in [*option.opts[:-1], option.opts[-1] + value])
-        default = option.default
-        shown = (
-            "" if default in (None, False, (), []) or callable(default) or option.is_flag else f" Default: `{default}`."
-        )
-        yield f"| {names} | {_cell(option.help)}{shown} |"
-    yield ""
-
-
-def _cell(text: str | None) -> str:
-    words = re.sub(r"\s+", " ", text or "").replace("|", "\\|").replace("<", "&lt;")
-    return re.sub(r"(?<!\S)(--[\w-]+)", r"`\1`", words)
 
 
 def plain(text: str) -> str:
@@ -354,9 +303,8 @@ def _follow(root: object, path: list[str]) -> bool:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the directives and what makes docstrings fields and links."""
+    """Register the directive and what makes docstrings fields and links."""
     app.add_directive("package", Package)
-    app.add_directive("commands", Commands)
     app.connect("autodoc-process-docstring", _docstring, priority=100)
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-process-bases", _bases)
