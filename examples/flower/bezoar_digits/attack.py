@@ -1,34 +1,48 @@
-"""What malicious clients do: a Mod around honest training."""
+"""What malicious clients do: bezoar's Mods around honest training."""
 
 from __future__ import annotations
 
-from flwr.app import Array, ArrayRecord, Context, Message
+import torch
+from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
-ATTACKS = ("none", "sign-flip")
+from bezoar.attacks import LabelFlip
+from bezoar.integrations.flower.attacks import LocalTask, attack_mod, scaling_mod
+from bezoar_digits import task
+
+ATTACKS = ("none", "sign-flip", "label-flip")
 
 
-def is_malicious(context: Context) -> bool:
-    """Whether this client is one of the malicious: those with the first partitions are."""
-    n = int(context.node_config["num-partitions"])
-    return int(context.node_config["partition-id"]) < round(float(context.run_config["malicious"]) * n)
+def malicious(context: Context) -> range:
+    """The malicious clients: those with the first partitions."""
+    return range(round(float(context.run_config["malicious"]) * int(context.node_config["num-partitions"])))
 
 
 def attack(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Malicious clients send the opposite of what they learned, four times as far."""
-    kind = context.run_config["attack"]
+    """Malicious clients send the opposite of what they learned, four times as far, or learn wrong labels."""
+    kind, who = context.run_config["attack"], malicious(context)
     if kind not in ATTACKS:
         raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {kind!r}")
-    before = {name: array.numpy() for name, array in _only(message).items()}
-    reply = call_next(message, context)
-    if kind == "none" or not is_malicious(context) or reply.has_error():
-        return reply
-    after = _only(reply)
-    for name, start in before.items():
-        after[name] = Array(start - 4 * (after[name].numpy() - start))
-    return reply
+    if kind == "sign-flip":
+        return scaling_mod(-4.0, who)(message, context, call_next)
+    if kind == "label-flip":
+        return attack_mod(LabelFlip(), who, training(context))(message, context, call_next)
+    return call_next(message, context)
 
 
-def _only(message: Message) -> ArrayRecord:
-    (record,) = message.content.array_records.values()
-    return record
+def training(context: Context) -> LocalTask:
+    """The clients' training as attackers do it, on poisoned data."""
+    run, seed = context.run_config, int(context.run_config["seed"])
+
+    def held(of: Context) -> tuple[torch.Tensor, torch.Tensor]:
+        clients, client = int(of.node_config["num-partitions"]), int(of.node_config["partition-id"])
+        return task.samples(torch.from_numpy(task.federation(clients, float(run["alpha"]), seed).client(client)))
+
+    return LocalTask(
+        model=lambda: task.model(seed),
+        data=held,
+        classes=len(task.digits().classes),
+        lr=float(run["lr"]),
+        epochs=int(run["epochs"]),
+        batch_size=int(run["batch-size"]),
+    )

@@ -31,12 +31,17 @@ def model(seed: int) -> nn.Module:
     return make_model("mlp", data.shape, len(data.classes), seed, hidden=[32])
 
 
+def samples(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """These train samples [m], as the model takes them, and their labels."""
+    data = digits()
+    return data.batch(data.train, rows), data.train.targets[rows]
+
+
 def train(
     net: nn.Module, rows: torch.Tensor, lr: float, epochs: int, batch_size: int, draws: torch.Generator
 ) -> tuple[int, float]:
     """Some epochs of SGD on these train samples [m]; returns m and the mean loss of the last epoch."""
-    data = digits()
-    inputs, targets = data.batch(data.train, rows), data.train.targets[rows]
+    inputs, targets = samples(rows)
     optimiser = torch.optim.SGD(net.parameters(), lr=lr)
     net.train()
     loss = 0.0

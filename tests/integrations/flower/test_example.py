@@ -74,6 +74,14 @@ def test_the_rule_keeps_what_the_attack_takes_from_the_mean(apps: Any, tmp_path:
     assert accuracy(kept) > 0.85
 
 
+def test_labels_that_are_wrong_make_the_malicious_clients_models_worse(apps: Any, tmp_path: Path) -> None:
+    calm, flipped = (
+        play(apps, tmp_path / attack, rounds=6, malicious=0.4, attack=attack, rule=FEDAVG)
+        for attack in ("none", "label-flip")
+    )
+    assert accuracy(flipped) < accuracy(calm) - 0.02
+
+
 def test_the_same_seed_gives_the_same_bits(apps: Any, tmp_path: Path) -> None:
     one, two, other = (
         play(apps, tmp_path / name, rounds=2, fraction_train=0.7, seed=seed)
@@ -104,7 +112,7 @@ def test_a_wrong_attack_is_named(apps: Any, tmp_path: Path) -> None:
     out = play(apps, tmp_path / "out", rounds=1, attack="sign-flop")
     (only,) = rounds(out)
     assert only["skipped"] == "no replies"
-    assert "attack must be one of none, sign-flip, got 'sign-flop'" in only["verdicts"]["0"]
+    assert "attack must be one of none, sign-flip, label-flip, got 'sign-flop'" in only["verdicts"]["0"]
 
 
 def test_a_killed_server_goes_on_to_the_same_bits(apps: Any, tmp_path: Path) -> None:
