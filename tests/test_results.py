@@ -20,7 +20,7 @@ REPRODUCED = sorted(path.parent for path in ROOT.glob("results/sparsefed/*/*/com
 
 def test_there_are_results() -> None:
     names = ["adaptive-vs-sparsefed", "attack-matrix", "fashion-mnist-cross-device", "fashion-mnist-long-run"]
-    names += ["hospital-mistakes", "rules-vs-attacks", "sybil-virtual-data"]
+    names += ["hospital-mistakes", "lora-backdoor", "lora-backdoor-rates", "rules-vs-attacks", "sybil-virtual-data"]
     assert [folder.name for folder in FOLDERS] == names
 
 

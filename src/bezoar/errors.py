@@ -41,6 +41,10 @@ class DivergedError(BezoarError):
     """Training can not go on: the model or the aggregate is no longer finite."""
 
 
+class SuspectsError(BezoarError):
+    """More clients look hostile than the defence was declared to withstand, and it was told to stop then."""
+
+
 class BusyError(BezoarError):
     """Another process is writing the same records."""
 

@@ -100,7 +100,7 @@ def test_stored_images_are_not_changed() -> None:
     dataset(samples, augmentation="crop-flip").batch(samples, slice(None), torch.Generator().manual_seed(0))
     assert torch.equal(samples.inputs, before)
     floats = Samples(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))
-    Dataset("f", floats, floats, ("a",), (0.5,) * 3, (0.5,) * 3, scale=1.0).batch(floats, slice(None))
+    Dataset("f", floats, floats, ("a",), (0.25,) * 3, (0.5,) * 3, scale=1.0).batch(floats, slice(None))
     assert torch.equal(floats.inputs, torch.ones(2, 3))
 
 

@@ -57,11 +57,34 @@ def test_axes_may_be_dotted_keys_and_a_seed_replaces_the_axis() -> None:
         ({"defence": [{"pipeline": ["mean"]}]}, "needs a label"),
         ({"defence": ["nome"]}, r"g.toml \[0, none, nome\]: defence: unknown preset 'nome'; did you mean 'none'"),
         ({"evaluation.evry": [1]}, "unknown key 'evaluation.evry'"),
+        ({"settings": ["slow"]}, "grid.settings must be a list of tables of dotted keys, got 'slow'"),
+        ({"settings": [{"rounds": 3}]}, "needs a label"),
+        ({"settings": [{"label": "a", "evaluation.evry": 1}]}, "unknown key 'evaluation.evry'"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(axes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         grid(**axes)
+
+
+def test_an_axis_may_set_several_keys_after_all_others() -> None:
+    slow = {"label": {"pace": "slow"}, "learning_rate.lr": 0.01, "rounds": 9}
+    wide = {"label": {"pace": "wide"}, "model.hidden": [32], "defence.radius": 3.0}
+    clips = [
+        {"preset": "clip", "label": "clip", "radius": 1.0},
+        {"preset": "sparsefed", "label": "sparse", "radius": 2.0},
+    ]
+    found = grid(settings=[slow, wide], defence=clips, seed=[0], attack=["none"])
+    assert found.axes == ("seed", "attack", "defence", "pace")
+    ways = {
+        (cell.labels["defence"], cell.labels["pace"]): cell.experiment
+        for cell in found.cells
+        if isinstance(cell.experiment, Experiment)
+    }
+    assert [ways["clip", pace].rounds for pace in ("slow", "wide")] == [9, 4]
+    assert [ways["clip", pace].learning_rate.at(1, 1) for pace in ("slow", "wide")] == [0.01, 0.1]
+    assert [ways["sparse", pace].model.options["hidden"] for pace in ("slow", "wide")] == [[16], [32]]
+    assert [ways["sparse", pace].defence.radius(1.0) for pace in ("slow", "wide")] == [2.0, 3.0]
 
 
 def test_a_file_without_axes_is_no_grid() -> None:

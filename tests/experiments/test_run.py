@@ -200,7 +200,7 @@ def test_resume_never_takes_over_another_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": {"name": "mlp", "classes": 3}}, "model.classes: follows from the data set"),
+        ({"model": {"name": "mlp", "classes": 3}}, "model: classes: follows from the data set"),
         ({"defence__k": 10**6}, "k=1000000 is more than the model's"),
         ({"sampling": {"kind": "uniform", "cohort": 601}}, "sampling: cohort=601 of 600 clients"),
         ({"adversary": {"count": 601}}, "adversary: count=601 compromised clients of 600"),

@@ -48,7 +48,39 @@ def test_resnet101_with_layer_norm() -> None:
     close(updates.combine(weights), weights @ rows, 1e-9)
 
 
-def test_a_tied_table_is_taken_client_by_client() -> None:
+@pytest.mark.parametrize("clients", [RAGGED, EVEN], ids=["ragged", "even"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("lstm", {"embedding": 4, "hidden": 4}), ("transformer", {"width": 8, "heads": 2}), ("lstm", {"embedding": 1})],
+    ids=["lstm", "transformer", "narrow"],
+)
+def test_a_tied_table_counts_the_cross_terms_of_its_two_uses(
+    name: str, options: dict[str, int], dtype: torch.dtype, clients: torch.Tensor
+) -> None:
+    options = {**options, **({"hidden": 1} if options == {"embedding": 1} else {})}
+    model = make_model(name, (5,), 7, 0, tied=True, **options).to(dtype)
+    assert isinstance(check(model, tokens(len(clients), 5, 7), clients), GhostUpdates)
+
+
+@pytest.mark.parametrize("work", [1, 100, 2**24])
+def test_parts_of_a_tied_table_of_different_kinds_are_cut_alike(work: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("parts", "tape", "updates"):
+        monkeypatch.setattr(f"bezoar.updates.ghost.{module}.WORK_BYTES", work)
     model = make_model("lstm", (5,), 7, 0, embedding=4, hidden=4, tied=True).double()
-    with pytest.warns(UserWarning, match="one client at a time"):
-        check(model, tokens(len(EVEN), 5, 7), EVEN, "auto")
+    check(model, tokens(len(EVEN), 5, 7), EVEN)
+
+
+def test_a_weight_shared_otherwise_is_taken_client_by_client() -> None:
+    class Shared(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.LayerNorm(4), torch.nn.LayerNorm(4)
+            self.second.weight = self.first.weight
+            self.head = torch.nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.second(self.first(x).tanh()))
+
+    with pytest.warns(UserWarning, match=r"one client at a time .*'first.weight' is shared with 'second.weight'"):
+        check(Shared().double(), torch.randn(len(EVEN), 4, dtype=torch.float64), EVEN, "auto")

@@ -353,7 +353,6 @@ class Changed(nn.Module):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Tied, "shared"),
         (Functional, "outside the layer"),
         (Mixing, "mixes samples"),
         (Flattening, "first dimension"),
@@ -379,9 +378,10 @@ def test_models_out_of_reach_are_refused_with_the_reason(model: Any, reason: str
         client_gradients(made, losses, inputs, targets, RAGGED)
 
 
-def test_a_tied_parameter_that_is_frozen_is_no_obstacle() -> None:
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_a_weight_that_two_layers_share_is_no_obstacle(frozen: bool) -> None:
     model = Tied()
-    model.one.weight.requires_grad_(False)
+    model.one.weight.requires_grad_(not frozen)
     check(model, torch.randn(13, 6), RAGGED)
 
 

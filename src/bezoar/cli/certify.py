@@ -113,6 +113,8 @@ def _refuse(table: dict[str, Any], name: str) -> None:
         )
     if table.get("kind") == "personalized":
         raise ConfigError(f"{name}: a personalised run has no server whose steps could be certified")
+    if table.get("kind") == "pretraining":
+        raise ConfigError(f"{name}: pretraining has no clients; certify a federation that starts from its weights")
 
 
 def _options(method: str, settings: list[str] | None) -> dict[str, Any]:

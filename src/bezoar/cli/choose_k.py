@@ -12,7 +12,7 @@ from bezoar.cli.app import DataDir, Device, Json, Seed, Set, Threads, app, prepa
 from bezoar.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bezoar.experiments.setup import Setup
+    pass
 
 
 @app.command("choose-k")
@@ -52,6 +52,7 @@ def choose_k(
     from bezoar.experiments.config import Experiment, override
     from bezoar.experiments.records import CONFIG, WEIGHTS, write_atomically
     from bezoar.experiments.setup import prepare as prepare_experiment
+    from bezoar.models.files import load_files
     from bezoar.servers import SparseFed
 
     check_omega(omega, relative=not absolute)
@@ -65,6 +66,8 @@ def choose_k(
         raise ConfigError(f"{name}: this is a grid of experiments; k is chosen for one: give the directory of a cell")
     if table.get("kind") == "personalized":
         raise ConfigError(f"{name}: a personalised run has no server whose k could be chosen")
+    if table.get("kind") == "pretraining":
+        raise ConfigError(f"{name}: pretraining has no server whose k could be chosen")
     if seed is not None:
         values["seed"] = seed
     experiment = Experiment.from_table(override(table, values), name).without_attack()
@@ -77,7 +80,7 @@ def choose_k(
     with torch.random.fork_rng():
         setup = prepare_experiment(experiment, data_dir, torch.device(device))
         if weights is not None:
-            _load(setup, weights)
+            load_files(setup.model, [weights])
         state = trained(setup, round_ or 0)
         curve = loss_curve(aggregates(setup, state, gradients), relative=not absolute)
     k = curve.smallest(omega, steps)
@@ -118,20 +121,3 @@ def choose_k(
     Console(highlight=False).print(shown.rich())
     lost = f"{found['loss']:.2%} of the l1 norm" if curve.relative else f"an l1 norm of {found['loss']:g}"
     typer.echo(f"k = {k:,} of {curve.d:,} ({k / curve.d:.2%}) loses {lost}\ntable and plot: {out}")
-
-
-def _load(setup: Setup, path: Path) -> None:
-    """Copy the weights in ``path``, as a run leaves them, into the setup's model."""
-    from bezoar.experiments.records import load_tensors
-
-    tensors, _ = load_tensors(path)
-    own = setup.model.state_dict()
-    for tensor in sorted(own.keys() | tensors.keys()):
-        if tensor not in own or tensor not in tensors:
-            where = "the file" if tensor in own else "the model"
-            raise ConfigError(f"{path}: {tensor!r} is not in {where}: these are weights of another model")
-        if own[tensor].shape != tensors[tensor].shape:
-            raise ConfigError(
-                f"{path}: {tensor!r} has shape {list(tensors[tensor].shape)}, in the model {list(own[tensor].shape)}"
-            )
-    setup.model.load_state_dict(tensors)

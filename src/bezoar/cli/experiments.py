@@ -85,7 +85,7 @@ def run(
             quiet,
             as_json,
             rank_timeout,
-            track,
+            trackers(track),
             lambda result, folder: _show(result, folder, quiet, as_json),
         )
         return
@@ -107,6 +107,11 @@ def run(
         if resume:
             raise ConfigError(f"{name}: a personalised run can not be resumed; start again in another --out")
         _run_personalized(table, values, name, seed, out, data_dir, device, quiet, as_json)
+        return
+    if table.get("kind") == "pretraining":
+        if resume:
+            raise ConfigError(f"{name}: a pretraining can not be resumed; start again in another --out")
+        _pretrain(table, values, name, seed, out, data_dir, device, quiet, as_json)
         return
     from bezoar.experiments import Experiment
     from bezoar.experiments import run as run_experiment
@@ -178,6 +183,38 @@ def _run_personalized(
         typer.echo(f"records: {folder}")
 
 
+def _pretrain(
+    table: dict[str, Any],
+    values: dict[str, Any],
+    name: str,
+    seed: int | None,
+    out: Path | None,
+    data_dir: Path | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from bezoar.experiments.config import override
+    from bezoar.experiments.records import WEIGHTS
+    from bezoar.pretraining import Pretraining
+    from bezoar.pretraining import run as pretrain
+
+    values = values if seed is None else {**values, "seed": seed}
+    experiment = Pretraining.from_table(override(table, values), name)
+    folder = out or Path("runs") / experiment.name
+
+    def tell(record: Mapping[str, Any]) -> None:
+        if not quiet:
+            shown = f"step {record['step']} of {experiment.steps}: test {record['test_accuracy']:.1%}"
+            typer.echo(f"{shown}, loss {record['test_loss']:.3f}", err=as_json)
+
+    summary = pretrain(experiment, folder, data_dir=data_dir, device=device, progress=tell, command=command()).summary
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    elif not quiet:
+        typer.echo(f"weights: {folder / WEIGHTS}, sha256 {summary['weights_sha256']}")
+
+
 @app.command()
 def compare(
     source: Source,
@@ -205,8 +242,8 @@ def compare(
     prepare(allocator, threads, device if engine == "local" else "cpu")
     followers = trackers(track)
     table, values, name = read(source, settings)
-    if table.get("kind") == "personalized":
-        raise ConfigError(f"{name}: this is one personalised run, no grid; run it with 'bezoar run'")
+    if table.get("kind") in ("personalized", "pretraining"):
+        raise ConfigError(f"{name}: this is one {table['kind']} run, no grid; run it with 'bezoar run'")
     kind = _federations()
     if table.get("kind") == "expected":
         from bezoar.cli import expected

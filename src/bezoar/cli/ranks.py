@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bezoar.cli.app import command, prepare, read, trackers
+from bezoar.cli.app import command, prepare, read
 from bezoar.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def run_on_ranks(
     quiet: bool,
     as_json: bool,
     timeout: float,
-    track: list[str] | None,
+    trackers: Sequence[Any],
     show: Callable[[RunResult, Path], None],
 ) -> None:
     """Run one experiment on all ranks; rank 0 keeps the records and is the one to ``show`` the result."""
@@ -43,7 +43,7 @@ def run_on_ranks(
             values["seed"] = seed
         return Experiment.from_table(override(table, values), name)
 
-    device, followers = device_of(device), trackers(track)
+    device = device_of(device)
     prepare(allocator, threads, device)
     with joined(device, timeout) as ranks:
         experiment = ranks.together(described)
@@ -58,7 +58,7 @@ def run_on_ranks(
                 progress=display.start(experiment.name, experiment.rounds) if ranks.first else None,
                 command=command(),
                 ranks=ranks,
-                trackers=followers,
+                trackers=trackers,
             )
         if ranks.first:
             show(result, folder)

@@ -52,7 +52,7 @@ def load_shakespeare(folder: Path, verify: bool) -> Dataset | None:
         train.append(_tokens("\n".join(speeches[:cut]), f"{path}: role {role!r}"))
         test.append(_tokens("\n".join(speeches[cut:]), f"{path}: role {role!r}"))
     inputs, role = Corpus.of(train, VOCABULARY).windows(LENGTH)
-    held_out, _ = Corpus.of(test, VOCABULARY).windows(LENGTH, every=LENGTH)
+    held_out, said_by = Corpus.of(test, VOCABULARY).windows(LENGTH, every=LENGTH)
     if not len(inputs) or not len(held_out):
         raise DataError(f"{path}: no role has more than {LENGTH} characters to train on and to test with")
     return Dataset(
@@ -64,6 +64,7 @@ def load_shakespeare(folder: Path, verify: bool) -> Dataset | None:
         std=(),
         natural={"role": role, "play": plays[role].astype(np.int64)},
         vocabulary=VOCABULARY,
+        natural_test={"role": said_by, "play": plays[said_by].astype(np.int64)},
     )
 
 

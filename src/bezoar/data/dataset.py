@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bezoar.data._augment import crop_and_flip
 from bezoar.data.text import Vocabulary, Windows
-from bezoar.errors import DataError
+from bezoar.errors import ConfigError, DataError, nearest
 
 Indices = NDArray[np.int64]
 
@@ -41,6 +41,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def select(self, rows: Indices) -> Samples:
+        """Samples ``rows`` alone; windows stay in the memory of their text."""
+        at, inputs = torch.from_numpy(rows), self.inputs
+        chosen = inputs.select(at) if isinstance(inputs, Windows) else inputs[at]
+        return Samples(chosen, self.targets[at])
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -48,7 +54,8 @@ class Dataset:
 
     ``mean`` and ``std`` are per channel, of inputs scaled to [0, 1]; ``scale`` is the stored value that becomes 1.0
     (255 for images). ``natural`` maps a column, for example ``"writer"``, to a group id per train sample
-    [N_train] int64. ``augmentation`` is applied where :meth:`batch` is given a generator.
+    [N_train] int64, and ``natural_test`` the same per test sample, where that is known. ``augmentation`` is applied
+    where :meth:`batch` is given a generator.
 
     With a ``vocabulary`` inputs are tokens [N, T] of it, int64 and never scaled: no channels, ``mean`` and ``std`` are
     empty. Raises DataError for targets outside the classes and for parts that do not fit together.
@@ -70,6 +77,7 @@ class Dataset:
     scale: float = 255.0
     augmentation: Literal["none", "crop-flip"] = "none"
     vocabulary: Vocabulary | None = None
+    natural_test: Mapping[str, Indices] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.train.inputs.shape[1:] != self.test.inputs.shape[1:]:
@@ -86,12 +94,13 @@ class Dataset:
         for split, samples in (("train", self.train), ("test", self.test)):
             if len(samples) and not (samples.targets.min() >= 0 and samples.targets.max() < len(self.classes)):
                 raise DataError(f"{self.name}: {split} targets must be in 0..{len(self.classes) - 1}")
-        for column, groups in self.natural.items():
-            if groups.shape != (len(self.train),):
-                raise DataError(
-                    f"{self.name}: column {column!r} has shape {groups.shape}, needs one group id for each of "
-                    f"the {len(self.train)} train samples"
-                )
+        for split, samples, columns in (("train", self.train, self.natural), ("test", self.test, self.natural_test)):
+            for column, groups in columns.items():
+                if groups.shape != (len(samples),):
+                    raise DataError(
+                        f"{self.name}: column {column!r} has shape {groups.shape}, needs one group id for each of "
+                        f"the {len(samples)} {split} samples"
+                    )
 
     def _check_tokens(self, vocabulary: Vocabulary) -> None:
         if len(self.shape) != 1 or self.mean or self.std or self.augmentation != "none":
@@ -107,6 +116,26 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) for images, (T,) for tokens."""
         return tuple(self.train.inputs.shape[1:])
+
+    def of_groups(self, column: str, part: int, parts: int) -> Dataset:
+        """The samples of the groups g of ``column`` with g mod ``parts`` = ``part`` alone, train and test.
+
+        Raises ConfigError for a column whose groups are not known of both, and for a part without samples.
+        """
+        known = self.natural.keys() & self.natural_test.keys()
+        if column not in known:
+            has = nearest(column, known) if known else "it has none"
+            raise ConfigError(f"column {column!r} is unknown in train and test samples of {self.name}: {has}")
+        rows = [np.flatnonzero(columns[column] % parts == part) for columns in (self.natural, self.natural_test)]
+        if not all(map(len, rows)):
+            raise ConfigError(f"part {part} of {parts} of {self.name}'s {column}s has no samples to train or test with")
+        return replace(
+            self,
+            train=self.train.select(rows[0]),
+            test=self.test.select(rows[1]),
+            natural={name: groups[rows[0]] for name, groups in self.natural.items()},
+            natural_test={name: groups[rows[1]] for name, groups in self.natural_test.items()},
+        )
 
     def batch(
         self,
@@ -134,7 +163,9 @@ class Dataset:
         channels = (1, -1) + (1,) * (raw.ndim - 2)
         mean = torch.tensor(self.mean, device=raw.device).view(channels)
         std = torch.tensor(self.std, device=raw.device).view(channels)
-        return raw.to(torch.float32).mul_(1 / (self.scale * std)).sub_(mean / std)
+        # Floats of a slice are still the stored ones.
+        copied = raw.to(torch.float32, copy=isinstance(rows, slice))
+        return copied.mul_(1 / (self.scale * std)).sub_(mean / std)
 
     def augmented(
         self, inputs: Tensor, rows: Tensor | slice, draws: torch.Generator, only: Tensor | None = None

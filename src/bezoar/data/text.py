@@ -92,6 +92,10 @@ class Windows:
         """Windows ``rows`` as a tensor [n, T]."""
         return self._every[self.ends[rows] - self.length]
 
+    def select(self, rows: Tensor) -> Windows:
+        """Windows ``rows`` alone, over the same text."""
+        return Windows(self.tokens, self.ends[rows], self.length)
+
     @property
     def shape(self) -> torch.Size:
         """[N, T]."""

@@ -18,7 +18,7 @@ from bezoar.expected.data import Shards
 from bezoar.expected.poison import context
 from bezoar.expected.tasks import Floats, Gradients, Problem, owned
 from bezoar.experiments.setup import cross_entropy
-from bezoar.models import MODELS, flatten, make_model
+from bezoar.models import MODELS, flatten
 from bezoar.updates import client_gradients
 from bezoar.updates.gradients import layout_of
 
@@ -40,8 +40,7 @@ class Network(Problem):
             raise ConfigError(f"task.model: {task.model.name!r} reads tokens; {dataset.name} has numbers")
         self.shards, self.n, self.seed = shards, shards.n, seed
         self.draws = Gradient(batch_size=task.batch_size)
-        classes = len(dataset.classes)
-        self.model = make_model(task.model.name, dataset.shape, classes, seed, **task.model.options)
+        self.model = task.model.build(dataset, seed).model
         self.weights = flatten(self.model)
         self.start = self.weights.clone()
         self.scratch = Scratch(self.model)

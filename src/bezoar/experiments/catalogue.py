@@ -45,9 +45,13 @@ def _presets() -> list[Entry]:
     return [Entry(n, _signature(p), (p.__doc__ or "").split("\n")[0]) for n, p in PRESETS.items()]
 
 
+def _option(key: str, default: object) -> str:
+    return key if default is inspect.Parameter.empty else f"{key}={default}"
+
+
 def _models() -> list[Entry]:
     return [
-        Entry(name, ", ".join(f"{key}={default}" for key, default in kind.options.items()), kind.summary)
+        Entry(name, ", ".join(_option(key, default) for key, default in kind.options.items()), kind.summary)
         for name, kind in MODELS.items()
     ]
 

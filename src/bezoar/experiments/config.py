@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tomlkit
 from pydantic import (
@@ -26,12 +26,12 @@ from pydantic_core import PydanticSerializationError
 
 from bezoar.attacks import ATTACKS, Attack, Knowledge, UpdateAttack
 from bezoar.clients import CLIENTS, Clients, Gradient
-from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS, Partition, Sampling
+from bezoar.data import DATASETS, PARTITIONS, SAMPLINGS, Dataset, Partition, Sampling
 from bezoar.errors import ConfigError, nearest
 from bezoar.experiments import readings
 from bezoar.experiments.defence import Defence, defence
 from bezoar.experiments.honesty import FromData, prior_table, read_prior
-from bezoar.models import MODELS
+from bezoar.models import MODELS, Built, LoRA, built, make_model
 from bezoar.priors import HonestPrior
 from bezoar.regime import regime
 from bezoar.registry import Registry
@@ -96,17 +96,33 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Groups(Settings):
+    """The groups of a natural column (plays, writers) in part ``part`` of ``parts``: every ``parts``-th one, from the
+    one with number ``part``. Experiments on different parts share neither training nor test samples of a group."""
+
+    column: str
+    part: int = Field(ge=0)
+    parts: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if self.part >= self.parts:
+            raise ConfigError(f"part must be in 0..{self.parts - 1}, got {self.part}")
+        return self
+
+
 class Data(Settings):
     """The data set and how it is divided over clients.
 
     ``dataset`` is a registered name; ``augment`` turns on its training augmentation (CIFAR); ``normalise = false``
-    leaves inputs in [0, 1].
+    leaves inputs in [0, 1]. ``groups`` keeps a part of the data set alone, training and test samples.
     """
 
     dataset: DatasetName
     partition: PartitionField
     augment: bool = False
     normalise: bool = True
+    groups: Groups | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -115,12 +131,56 @@ class Data(Settings):
         return {key: value for key, value in table.items() if key != "normalise" or not value}
 
 
+class Lora(Settings):
+    """Low-rank adapters of the linear layers that ``targets`` name, on a frozen model
+    (:func:`bezoar.models.add_lora`); ``seed``: what they are drawn from, the experiment's by default."""
+
+    targets: tuple[str, ...] = Field(strict=False, min_length=1)
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(8.0, gt=0)
+    seed: int | None = Field(None, ge=0)
+
+
 class Model(BaseModel):
-    """The model: a registered name or ``package.module:factory``; further keys are the factory's options."""
+    """The model: a registered name or ``package.module:factory``; further keys are the factory's options.
+
+    ``weights`` are safetensors files that it starts from, instead of from the seed. ``trainable`` are patterns of the
+    parameters that are trained, all others being frozen (``["blocks.1.*", "head"]``); with ``lora`` these are the
+    adapters, and what the patterns name besides.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
+    weights: str | tuple[str, ...] | None = None
+    trainable: tuple[str, ...] | None = Field(None, min_length=1)
+    lora: Lora | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Experiments from before a key existed keep their hashes: it stays out at its default."""
+        table: dict[str, Any] = handler(self)
+        added = ("weights", "trainable", "lora")
+        return {key: value for key, value in table.items() if key not in added or value is not None}
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of weights."""
+        return (self.weights,) if isinstance(self.weights, str) else self.weights or ()
+
+    def build(self, dataset: Dataset, seed: int) -> Built:
+        """The model for samples of ``dataset``, initialised from ``seed`` and its files. Raises ConfigError."""
+        for option in self.options:
+            if option in ("shape", "classes", "seed", "names"):
+                raise ConfigError(f"{option}: follows from the data set and the experiment's seed; leave it out")
+        lora = self.lora
+        adapters = None
+        if lora is not None:
+            adapters = LoRA(lora.targets, lora.rank, lora.alpha, seed if lora.seed is None else lora.seed)
+        vocabulary = dataset.vocabulary
+        names = () if vocabulary is None else vocabulary.names
+        made = make_model(self.name, dataset.shape, len(dataset.classes), seed, names=names, **self.options)
+        return built(made, self.files, self.trainable, adapters)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -422,7 +482,9 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for step in path:
         annotation = model.model_fields[step].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        # A section that may be absent is the section or None.
+        choices = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
+        if len(choices) != 1 or not (isinstance(choices[0], type) and issubclass(choices[0], BaseModel)):
             return []
-        model = annotation
+        model = choices[0]
     return list(model.model_fields)

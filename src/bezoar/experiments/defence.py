@@ -6,10 +6,11 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
-from bezoar.aggregation import Clip, Pipeline, Rule, Sums, pipeline, pipeline_tables
+from bezoar.aggregation import Aggregate, Clip, Pipeline, Rule, Sums, pipeline, pipeline_tables
 from bezoar.aggregation.noise import POSTS, Post
+from bezoar.aggregation.suspects import MoreThanF, more_than_f
 from bezoar.errors import ConfigError, nearest
 from bezoar.servers import MODEL_POSTS, SERVERS, SGD, ModelPost, Server
 
@@ -28,6 +29,11 @@ class Defence:
     steps shrink with it. ``root_samples`` training samples, drawn uniformly from the seed, are the server's own where
     the rule asks for an update from data that it trusts (FLTrust). ``model_post`` changes the global model itself at
     the end of every round (CRFL), also of one that was skipped.
+
+    ``more_than_f``: what becomes of a round in which more clients look hostile than the declared number f
+    (:func:`bezoar.aggregation.suspects.more_than_f` says what counts): the rule's answer is used all the same
+    (``"go-on"``), the model stays as it is (``"skip"``), or the run ends with an error (``"stop"``). f is the
+    pipeline's own, or ``declared_f``, which rules without one need.
     """
 
     pipeline: Rule
@@ -36,10 +42,31 @@ class Defence:
     adaptive_clip: bool = False
     root_samples: int = ROOT_SAMPLES
     model_post: tuple[ModelPost, ...] = ()
+    more_than_f: MoreThanF = "go-on"
+    declared_f: int | None = None
 
     def __post_init__(self) -> None:
+        if self.more_than_f not in get_args(MoreThanF):
+            known = nearest(str(self.more_than_f), get_args(MoreThanF))
+            raise ConfigError(f"more_than_f must be 'go-on', 'skip' or 'stop', got {self.more_than_f!r}; {known}")
+        f = self.declared_f
+        if f is not None and (isinstance(f, bool) or not isinstance(f, int) or f < 0):
+            raise ConfigError(f"declared_f must be a whole number >= 0, got {f!r}")
+        if self.more_than_f != "go-on" and self.f is None:
+            raise ConfigError(f"more_than_f: {self.pipeline.name} declares no f: say how many with declared_f")
+        if self.more_than_f == "go-on" and f is not None:
+            raise ConfigError("declared_f decides nothing where more_than_f is 'go-on': set that to 'skip' or 'stop'")
         if isinstance(self.root_samples, bool) or not isinstance(self.root_samples, int) or self.root_samples < 1:
             raise ConfigError(f"root_samples must be a whole number >= 1, got {self.root_samples!r}")
+
+    @property
+    def f(self) -> int | None:
+        """The declared number of bad clients, None if nothing declares one."""
+        return self.pipeline.tolerated if self.declared_f is None else self.declared_f
+
+    def refusal(self, answer: Aggregate) -> str | None:
+        """Why ``answer`` must not move the model, as more clients look hostile than declared; None if it may."""
+        return None if self.more_than_f == "go-on" or self.f is None else more_than_f(answer, self.f)
 
     @property
     def sums(self) -> Sums | None:
@@ -78,6 +105,10 @@ class Defence:
             table["root_samples"] = self.root_samples
         if self.model_post:
             table["model_post"] = [MODEL_POSTS.table(part) for part in self.model_post]
+        if self.more_than_f != "go-on":
+            table["more_than_f"] = self.more_than_f
+        if self.declared_f is not None:
+            table["declared_f"] = self.declared_f
         return table
 
 
@@ -182,7 +213,7 @@ PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
     "fetchsgd": _fetchsgd,
 }
 
-_KEYS = ("pipeline", "server", "post", "adaptive_clip", "root_samples", "model_post")
+_KEYS = ("pipeline", "server", "post", "adaptive_clip", "root_samples", "model_post", "more_than_f", "declared_f")
 
 
 def expanded(table: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -244,4 +275,6 @@ def defence(table: Any) -> Defence:
         table.get("adaptive_clip", False),
         table.get("root_samples", ROOT_SAMPLES),
         tuple(MODEL_POSTS.build(part) for part in model_post),
+        table.get("more_than_f", "go-on"),
+        table.get("declared_f"),
     )

@@ -25,6 +25,7 @@ from bezoar.experiments.records import (
 )
 from bezoar.experiments.run import distances, run
 from bezoar.experiments.scales import at_scale, holds, label, labels
+from bezoar.models.files import check_unchanged
 from bezoar.recipes.paper import Claim, claims
 
 
@@ -34,7 +35,9 @@ class Grid:
 
     In TOML the base experiment stands at the top, the axes in ``[grid]``: an axis is a section (``defence``,
     ``attack``) whose values replace that section, or a dotted key (``"model.width"``) with its values. A table may
-    carry a ``label``, or several: ``label = { task = "digits", skew = "0.1" }``. ``[scale.NAME]`` says what changes at
+    carry a ``label``, or several: ``label = { task = "digits", skew = "0.1" }``. The axis ``settings`` has tables of
+    dotted keys that are set together, after the other axes: what belongs to a way of training, its rate and its
+    radius. ``[scale.NAME]`` says what changes at
     another scale (:mod:`bezoar.experiments.scales`), ``[paper]`` what was published (:mod:`bezoar.recipes.paper`);
     neither is part of an experiment.
     """
@@ -82,12 +85,16 @@ class Grid:
         seen: dict[str, str] = {}
         for combination in itertools.product(*axes.values()):
             named: dict[str, Any] = {}
-            chosen = {}
+            chosen: dict[str, Any] = {}
+            last: dict[str, Any] = {}
             for axis, value in zip(axes, combination, strict=True):
                 named |= labels(axis, value)
-                chosen[axis] = _unlabelled(value)
+                if axis == _SETTINGS:
+                    last = _settings(value, source)
+                else:
+                    chosen[axis] = _unlabelled(value)
             title = ", ".join(str(label) for label in named.values())
-            full = override(_as_tables(override(base, chosen)), settings)
+            full = override(_as_tables(override(base, chosen)), last | settings)
             experiment = read(full, f"{source} [{title}]")
             cell = Cell(named, experiment)
             if cell.key in seen:
@@ -108,6 +115,16 @@ class Grid:
             if len(kinds) > 1:
                 raise ConfigError(f"{source}: grid.{axis}: labels must all name the same things, got {sorted(kinds)}")
         return cls(first.name, first.description, tuple(reported), tuple(cells), scale, published)
+
+
+#: The axis whose values set several keys.
+_SETTINGS = "settings"
+
+
+def _settings(value: Any, source: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{source}: grid.settings must be a list of tables of dotted keys, got {value!r}")
+    return dict(_unlabelled(value))
 
 
 def _listed(grid: object, axis: str) -> list[Any]:
@@ -188,6 +205,8 @@ def compare(
     todo = []
     for cell in grid.cells:
         summary = read_summary(store / cell.key)
+        if summary is not None:
+            check_unchanged(summary.get("model", {}).get("weights", {}))
         if summary is None:
             todo.append(cell)
             continue

@@ -219,11 +219,13 @@ class Records:
         metadata = {"round": str(round), "hash": digest, "metrics": str(lengths[0]), "timings": str(lengths[1])}
         save_tensors(self.folder / CHECKPOINT, tensors, metadata)
 
-    def finish(self, summary: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    def finish(
+        self, summary: Mapping[str, Any], weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
         """Write the final weights, then the summary, whose presence says that the run is complete."""
         if self.folder is None:
             return
-        save_tensors(self.folder / WEIGHTS, weights, {"format": "pt"})
+        save_tensors(self.folder / WEIGHTS, weights, {"format": "pt", **(metadata or {})})
         write_summary(self.folder, summary)
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
 

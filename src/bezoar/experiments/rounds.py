@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bezoar.data.dataset import Indices, as_input
-from bezoar.errors import DivergedError, HostileRowsError
+from bezoar.errors import DivergedError, HostileRowsError, SuspectsError
 from bezoar.experiments.adversary import Mind, caught, measured, play_clients, remembered
 from bezoar.experiments.setup import Setup, cross_entropy
 from bezoar.experiments.work import Round, root_update
@@ -78,6 +78,7 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
 
     Raises:
         DivergedError: the model is no longer finite.
+        SuspectsError: more clients look hostile than declared, and the defence stops then.
     """
     experiment, t = setup.experiment, state.round + 1
     clock = Clock(setup.device)
@@ -133,6 +134,8 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
         if len(others) > 0 and np.isin(others, rows).all():
             raise DivergedError(f"no honest update is finite in round {t}") from None
         clock.stop("aggregation")
+        if experiment.defence.more_than_f == "stop":
+            raise SuspectsError(f"round {t}: {error}") from None
         record["skipped"] = str(error)
         record["excluded"] = len(error.rows)
         _finish_model(setup, t)
@@ -147,6 +150,13 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     }
     if experiment.evaluation.measure:
         record |= measured(answer.vector, updates, attackers)
+    why = experiment.defence.refusal(answer)
+    if why is not None:
+        if experiment.defence.more_than_f == "stop":
+            raise SuspectsError(f"round {t}: {why}")
+        record |= {"skipped": why, "excluded": len(answer.excluded)}
+        _finish_model(setup, t)
+        return after, record, clock.seconds
     if experiment.attack is not None and experiment.attack.remembers:
         after = replace(after, past=remembered(setup.weights, updates, attackers))
     try:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bezoar.errors import BezoarError, ConfigError, DivergedError, ElsewhereError
+from bezoar.errors import BezoarError, ConfigError, DivergedError, ElsewhereError, SuspectsError
 from bezoar.experiments import environment
 from bezoar.experiments.config import Experiment
 from bezoar.experiments.losses import prior_losses, who_was_bad
@@ -23,6 +23,7 @@ from bezoar.experiments.records import CONFIG, WEIGHTS, Records, alone, load_ten
 from bezoar.experiments.rounds import Clock, State, evaluate, play
 from bezoar.experiments.setup import Setup, prepare
 from bezoar.experiments.together import agreed, check_same, share_checkpoint, whole_tensors
+from bezoar.models.files import FROZEN, check_unchanged, kept
 from bezoar.ranks import ALONE, Ranks
 from bezoar.tracking.base import Started, Tracker, flat
 from bezoar.tracking.kinds import chosen
@@ -47,7 +48,7 @@ class RunResult:
         summary: as in ``summary.json``.
         rounds: one record a round.
         evaluations: one record an evaluation.
-        weights: final parameters and buffers by name.
+        weights: final parameters and buffers by name; of a model with frozen parameters the trained ones.
         directory: where the run was recorded, None if it stayed in memory.
     """
 
@@ -104,21 +105,25 @@ def run(
         ElsewhereError: another rank failed.
         DataError: data are missing or damaged.
         Interrupted: stopped by Ctrl-C after writing a checkpoint.
+        SuspectsError: more clients look hostile than declared, and ``defence.more_than_f`` is "stop".
     """
     folder = None if out is None or not ranks.first else Path(out)
     followers = chosen(trackers)
     if out is None:
         if followers:
             raise ConfigError("trackers write into the run's directory: give one as out")
-        return _run(experiment, None, data_dir, resume, device, progress, command, ranks, {}, twin_out=None)
+        return _run(experiment, None, data_dir, resume, device, progress, command, ranks, twin_out=None)
     twin = Path(out) / "twin"
     finished = ranks.on_first(lambda: _finished(folder, experiment.hash()) if resume and folder else None)
     if ranks.said(finished is not None):
         return _everywhere(ranks, finished)
     with contextlib.ExitStack() as inside:
         ranks.on_first(lambda: inside.enter_context(alone(folder, wait)) if folder else None)
-        followers = followers if ranks.first else {}
-        return _run(experiment, folder, data_dir, resume, device, progress, command, ranks, followers, twin_out=twin)
+
+        def follow(records: Records, round: int) -> Telling | None:
+            return inside.enter_context(_followed(followers, experiment, records, round))
+
+        return _run(experiment, folder, data_dir, resume, device, progress, command, ranks, twin, follow)
 
 
 def _run(
@@ -130,8 +135,8 @@ def _run(
     progress: Progress | None,
     command: str | None,
     ranks: Ranks,
-    trackers: Mapping[str, Tracker],
     twin_out: Path | None,
+    follow: Callable[[Records, int], Telling | None] = lambda records, round: None,
 ) -> RunResult:
     digest = experiment.hash()
     finished = ranks.on_first(lambda: _found(folder, digest) if resume and folder else None)
@@ -147,30 +152,49 @@ def _run(
         found = share_checkpoint(setup, checkpoint)
         if found is not None:
             state = _restore(setup, *found)
-        with _followed(trackers, experiment, records, digest, state.round) as telling:
-            diverged = _rounds(setup, state, records, digest, progress if ranks.first else None, telling)
-            twin = None
-            if experiment.evaluation.twin:
-                twin = run(
-                    experiment.without_attack(),
-                    twin_out,
-                    data_dir=data_dir,
-                    resume=resume or twin_out is not None,
-                    device=device,
-                    progress=None,
-                    ranks=ranks,
-                )
-            weights = {name: value.detach().cpu().clone() for name, value in setup.model.state_dict().items()}
-            summary = _summary(experiment, setup, records, digest, diverged, command)
-            if twin is not None:
-                summary.update(distances(weights, twin.weights))
-            summary = plain(summary)
-            if telling is not None:
-                telling.finish(summary)
-                summary["trackers"] = dict(telling.report)
-            ranks.on_first(lambda: records.finish(summary, weights))
+        telling = ranks.on_first(lambda: follow(records, state.round))
+        diverged = _rounds(setup, state, records, digest, progress if ranks.first else None, telling)
+    twin = None
+    if experiment.evaluation.twin:
+        twin = run(
+            experiment.without_attack(),
+            twin_out,
+            data_dir=data_dir,
+            resume=resume or twin_out is not None,
+            device=device,
+            progress=None,
+            ranks=ranks,
+        )
+    weights, metadata = kept(setup.model)
+    summary = _summary(experiment, setup, records, digest, diverged, command)
+    if twin is not None:
+        summary.update(distances(weights, twin.weights))
+    summary = plain(summary)
+    if telling is not None:
+        telling.finish(summary)
+        summary["trackers"] = dict(telling.report)
+    ranks.on_first(lambda: records.finish(summary, weights, metadata))
     mine = RunResult(summary, records.rounds, records.evaluations, weights, folder)
     return mine if ranks.alone else _everywhere(ranks, mine if ranks.first else None)
+
+
+@contextlib.contextmanager
+def _followed(
+    trackers: Mapping[str, Tracker], experiment: Experiment, records: Records, round: int
+) -> Iterator[Telling | None]:
+    """Trackers of a run that begins after ``round``; they hear of it if it ends before its end."""
+    if not trackers:
+        yield None
+        return
+    assert records.folder is not None
+    parameters = flat(tomllib.loads(experiment.dumps()))
+    started = Started(experiment.name, experiment.hash(), parameters, records.folder, round)
+    telling = Telling(trackers, started, [*records.rounds, *records.evaluations, *records.timings])
+    try:
+        yield telling
+    finally:
+        # Those that were told the summary are not told again.
+        telling.finish(None)
 
 
 def _everywhere(ranks: Ranks, result: RunResult | None) -> RunResult:
@@ -200,31 +224,13 @@ def _found(folder: Path, digest: str) -> RunResult | None:
     return finished
 
 
-@contextlib.contextmanager
-def _followed(
-    trackers: Mapping[str, Tracker], experiment: Experiment, records: Records, digest: str, round: int
-) -> Iterator[Telling | None]:
-    """Trackers of a run that begins after ``round``; they hear of it if it ends before its end."""
-    if not trackers:
-        yield None
-        return
-    assert records.folder is not None
-    parameters = flat(tomllib.loads(experiment.dumps()))
-    started = Started(experiment.name, digest, parameters, records.folder, round)
-    telling = Telling(trackers, started, [*records.rounds, *records.evaluations, *records.timings])
-    try:
-        yield telling
-    finally:
-        # Those that were told the summary are not told again.
-        telling.finish(None)
-
-
 def _finished(folder: Path, digest: str) -> RunResult | None:
     summary = read_summary(folder) if folder.exists() else None
     if summary is None:
         return None
     if summary["hash"] != digest:
         raise ConfigError(f"{folder}: holds a finished run of another configuration; choose another --out")
+    check_unchanged(summary.get("model", {}).get("weights", {}))
     records = Records(folder)
     records._reread()
     weights, _ = load_tensors(folder / WEIGHTS)
@@ -246,6 +252,9 @@ def _restore(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
             kind, _, rest = name.partition(".")
             if name == "weights":
                 setup.weights.copy_(value)
+            elif name == FROZEN:
+                if not torch.equal(value, _frozen(setup)[FROZEN]):
+                    raise ConfigError("the frozen part of the model is not the one any more that the checkpoint is of")
             elif kind == "buffer":
                 buffers[rest].copy_(value)
             else:
@@ -255,13 +264,19 @@ def _restore(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
 
 
 def _tensors(setup: Setup, state: State) -> dict[str, Tensor]:
-    tensors = {"weights": setup.weights}
+    tensors = {"weights": setup.weights, **_frozen(setup)}
     for part in _MEMORIES:
         memory: Mapping[str, Tensor] = getattr(state, part)
         for name, value in memory.items():
             mark = _ON_CPU if value.device.type == "cpu" != setup.device.type else ""
             tensors[f"{part}{mark}.{name}"] = value
     return tensors | {f"buffer.{name}": value for name, value in setup.model.named_buffers()}
+
+
+def _frozen(setup: Setup) -> dict[str, Tensor]:
+    """The checksum of the model's frozen part as bytes [32], if it has one: a checkpoint is of no other one."""
+    digest = setup.facts.get(FROZEN)
+    return {} if digest is None else {FROZEN: torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)}
 
 
 def _rounds(
@@ -300,6 +315,10 @@ def _rounds(
             except DivergedError as error:
                 flush()
                 return str(error)
+            except SuspectsError:
+                flush()
+                save_checkpoint()
+                raise
             t = state.round
             metrics.append(record)
             if progress:
@@ -373,6 +392,7 @@ def _summary(
         "regime": experiment.regime,
         "rounds": len(records.rounds),
         "parameters": setup.weights.numel(),
+        **({"model": dict(setup.facts)} if setup.facts else {}),
         "clients": setup.federation.n,
         "malicious": len(setup.malicious),
         **({"honesty": who} if who else {}),
@@ -386,7 +406,7 @@ def _summary(
         "per_class_accuracy": last.get("per_class_accuracy", []),
         "attackers_per_round_mean": sum(r["attackers"] for r in records.rounds if r["attacking"])
         / max(1, len(records.rounds)),
-        **_attacked(records.rounds),
+        **attacked(records.rounds),
         **_communicated(records.rounds),
         "rounds_skipped": sum(r["skipped"] is not None for r in records.rounds),
         "converged": converged,
@@ -400,7 +420,7 @@ def _summary(
     }
 
 
-def _attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
+def attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
     """Means over the rounds with an attack (over all, if there is none) of what was noticed and measured."""
     attacked = [record for record in rounds if record["attacking"]] or rounds
 

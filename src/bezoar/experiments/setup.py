@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from bezoar.data.dataset import Dataset, Indices
 from bezoar.errors import ConfigError
 from bezoar.experiments.config import Adversary, Experiment
 from bezoar.experiments.honesty import about, drawn, told
-from bezoar.models import MODELS, flatten, make_model
+from bezoar.models import MODELS, flatten
 from bezoar.priors import HonestPrior
 from bezoar.ranks import ALONE, Ranks
 from bezoar.seeding import numpy_generator
@@ -52,6 +52,7 @@ class Setup:
         device: where everything is computed.
         prior: what rules are told of who may be malicious, about the clients with data; None without ``[prior]``.
         source: what the malicious clients were drawn from, None if they were not drawn from a prior.
+        facts: of the model's frozen part and the files it was read from (:class:`bezoar.models.Built`).
         ranks: the processes that play the rounds together.
     """
 
@@ -68,6 +69,7 @@ class Setup:
     device: torch.device
     prior: HonestPrior | None = None
     source: HonestPrior | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
     ranks: Ranks = ALONE
 
     def draw(self, round: int) -> Indices:
@@ -97,6 +99,9 @@ def prepare(experiment: Experiment, data_dir: str | Path | None, device: torch.d
         ConfigError: parts that do not fit together, found before the first round.
     """
     dataset = load(experiment.data.dataset, data_dir, normalise=experiment.data.normalise)
+    groups = experiment.data.groups
+    if groups is not None:
+        dataset = _at("data.groups", lambda: dataset.of_groups(groups.column, groups.part, groups.parts))
     federation = _at("data.partition", lambda: partition(dataset, experiment.data.partition, experiment.seed))
     prior = None if experiment.prior is None else _at("prior", lambda: about(experiment.prior, federation))  # type: ignore[arg-type]
     source, malicious = _at("adversary", lambda: _malicious(experiment, federation, prior))
@@ -147,12 +152,8 @@ def assemble(
         "sampling",
         lambda: experiment.sampling.draw(federation.n, 0, experiment.seed, malicious, adversary.per_round, held),
     )
-    for option in experiment.model.options:
-        if option in ("shape", "classes", "seed"):
-            raise ConfigError(f"model.{option}: follows from the data set and the experiment's seed; leave it out")
-    model = make_model(
-        experiment.model.name, dataset.shape, len(dataset.classes), experiment.seed, **experiment.model.options
-    ).to(device)
+    made = _at("model", lambda: experiment.model.build(dataset, experiment.seed))
+    model = made.model.to(device)
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             raise ConfigError(
@@ -166,7 +167,21 @@ def assemble(
         update_attack = experiment.attack
         _at("attack", lambda: update_attack.check(experiment.defence.pipeline))
     root, scratch = _root(experiment, dataset), Scratch(model)
-    return Setup(experiment, federation, malicious, sybils, model, weights, scratch, goal, root, held, device, prior)
+    return Setup(
+        experiment,
+        federation,
+        malicious,
+        sybils,
+        model,
+        weights,
+        scratch,
+        goal,
+        root,
+        held,
+        device,
+        prior,
+        facts=made.facts,
+    )
 
 
 def _readable(experiment: Experiment, dataset: Dataset) -> None:

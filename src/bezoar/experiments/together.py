@@ -16,6 +16,7 @@ from bezoar.experiments.records import Checkpoint
 from bezoar.experiments.setup import Setup
 from bezoar.experiments.work import keepers
 from bezoar.kernels.bits import checksum
+from bezoar.models.files import FROZEN
 from bezoar.ranks import Ranks
 
 #: Names of tensors in a checkpoint of which every rank keeps rows of its own: the momentum of all clients.
@@ -62,6 +63,7 @@ def check_same(setup: Setup, digest: str) -> None:
         "the test data": _digest(dataset.test.inputs, dataset.test.targets),
         "the partition": _digest(*map(torch.from_numpy, setup.federation.samples_of(np.arange(setup.federation.n)))),
         "the model": _digest(setup.weights),
+        "the frozen part of the model": setup.facts.get(FROZEN, "nothing"),
     }
     found = [part.split("\n") for part in ranks.texts("\n".join(facts.values()))]
     for rank, theirs in enumerate(found):

@@ -129,8 +129,7 @@ def lstm(
     """Language model: embedding, ``layers`` LSTM layers of ``hidden`` units, decoder; LEAF's by default.
 
     816,812 parameters for 76 characters. SparseFed's text experiment, after Bagdasaryan et al., has ``embedding=200,
-    hidden=200, tied=True``: the decoder's weight is the embedding's, whose clients' gradients are then taken one
-    client at a time.
+    hidden=200, tied=True``: the decoder's weight is the embedding's.
     """
     if len(shape) != 1:
         raise ConfigError(f"model 'lstm' needs tokens of shape (T,), samples are {shape}")

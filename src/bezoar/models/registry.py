@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +12,16 @@ from torch import nn
 
 from bezoar.errors import ConfigError, nearest
 from bezoar.models._checks import whole
+from bezoar.models.huggingface import huggingface
 from bezoar.models.lstm import lstm
 from bezoar.models.resnet9 import resnet9
 from bezoar.models.resnet101 import resnet101_layernorm
 from bezoar.models.simple import cnn, linear, mlp
+from bezoar.models.transformer import transformer
 from bezoar.seeding import derive
+
+#: What a factory is told of the data set beside shape and classes, if it has a parameter of this name.
+_NAMES = "names"
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class ModelKind:
     def options(self) -> dict[str, object]:
         """Option -> default; an option without a default is ``inspect.Parameter.empty``."""
         parameters = inspect.signature(self.factory).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != _NAMES}
 
 
 #: Name in a config -> model.
@@ -52,16 +57,27 @@ MODELS: dict[str, ModelKind] = {
         ModelKind("resnet9", resnet9),
         ModelKind("resnet101-layernorm", resnet101_layernorm),
         ModelKind("lstm", lstm, tokens=True),
+        ModelKind("transformer", transformer, tokens=True),
+        ModelKind("huggingface", huggingface, tokens=True),
     )
 }
 
 
-def make_model(name: str, shape: tuple[int, ...], classes: int, seed: int, **options: object) -> nn.Module:
+def make_model(
+    name: str,
+    shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    *,
+    names: Sequence[str] = (),
+    **options: object,
+) -> nn.Module:
     """The model called ``name`` for samples of ``shape`` (C, H, W), initialised from ``seed``.
 
     ``name`` is one of :data:`MODELS` or an import path ``package.module:factory`` of a callable that takes
-    ``shape`` and ``classes`` and the options. The same seed gives the same bits; torch's global random state stays
-    as it was. Raises ConfigError for an unknown name or option and for a path that does not give an ``nn.Module``.
+    ``shape`` and ``classes`` and the options, and if it has such a parameter ``names``, what tokens stand for. The
+    same seed gives the same bits; torch's global random state stays as it was. Raises ConfigError for an unknown name
+    or option and for a path that does not give an ``nn.Module``.
 
     >>> sum(p.numel() for p in make_model("cnn", (1, 28, 28), 10, seed=0).parameters())
     421642
@@ -71,6 +87,8 @@ def make_model(name: str, shape: tuple[int, ...], classes: int, seed: int, **opt
         whole("shape", size)
     factory = _import(name) if ":" in name else _known(name, options)
     try:
+        if names and _NAMES in inspect.signature(factory).parameters:
+            options[_NAMES] = tuple(names)
         inspect.signature(factory).bind(shape=shape, classes=classes, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model {name!r} can not be called with shape, classes and its options: {error}") from error

@@ -23,7 +23,6 @@ from bezoar.errors import BezoarError, ConfigError
 from bezoar.experiments import environment
 from bezoar.experiments.config import DatasetName, Model, Settings, explain, folder_name, read_toml
 from bezoar.experiments.records import CONFIG, METRICS, SUMMARY, guarded, plain, write_atomically, write_summary
-from bezoar.models import make_model
 from bezoar.personalized.attacks import GradientAttack, Malicious, ModelAttack
 from bezoar.personalized.losses import SoftmaxRegression, TorchLoss, UserLoss
 from bezoar.personalized.problem import Problem
@@ -118,6 +117,8 @@ class Equivalence(Settings):
             raise ConfigError("an attack or a regulariser is given twice")
         if {"model", "data"} & set(self.attacks) and "gradient" not in self.attacks:
             raise ConfigError("the model and the data attack start from where the gradient attack ends: add 'gradient'")
+        if self.model.lora is not None or self.model.trainable is not None or self.model.files:
+            raise ConfigError("model: personalised models are trained as a whole, from the seed: no lora, no files")
         if "data" in self.attacks and self.model.name != "linear":
             raise ConfigError(f"the data attack is for the linear model, not {self.model.name!r}; leave 'data' out")
         return self
@@ -272,8 +273,7 @@ def _prepare(experiment: Equivalence, data_dir: str | Path | None, device: torch
         inputs, tests = inputs.flatten(1), tests.flatten(1)
         loss: UserLoss = SoftmaxRegression(inputs.shape[1], classes)
     else:
-        model = make_model(experiment.model.name, dataset.shape, classes, experiment.seed, **experiment.model.options)
-        loss = TorchLoss(model.to(device))
+        loss = TorchLoss(experiment.model.build(dataset, experiment.seed).model.to(device))
     labels = dataset.train.targets.to(device)
     order = torch.randperm(len(labels), generator=generator(experiment.seed, "personalised users' samples")).to(device)
     parts = order[:needed].view(config.users, config.samples)

@@ -16,6 +16,9 @@ FOLDER = "tensorboard"
 
 _PATTERN = "*tfevents*"
 
+#: Seconds after which a dashboard that is watching sees what is new.
+_FLUSH_SECONDS = 5
+
 
 @dataclass(frozen=True)
 class TensorBoard:
@@ -36,7 +39,7 @@ class TensorBoard:
         folder = run.folder / FOLDER
         old = sorted(folder.glob(_PATTERN)) if folder.is_dir() else []
         kept, logged = _kept(old, run.round)
-        writer = EventFileWriter(str(folder))
+        writer = EventFileWriter(str(folder), flush_secs=_FLUSH_SECONDS)
         for event in kept:
             writer.add_event(event)
         series = Events(writer, logged)

@@ -60,9 +60,7 @@ class WeightsAndBiases:
             resume="allow",
             # Several runs in one process, one after the other, are several.
             reinit="create_new",
-            settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True, x_disable_meta=True
-            ),
+            settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
         )
         return History(opened, mark, number, logged)
 

@@ -78,6 +78,8 @@ def check_covered(experiment: Experiment) -> None:
         )
     if experiment.defence.post:
         raise UnsupportedError("defence.post: noise after the mean is outside of the theory; leave it out")
+    if experiment.defence.more_than_f != "go-on":
+        raise UnsupportedError("defence.more_than_f: attackers can end rounds with it, which the bound does not count")
     if experiment.defence.model_post:
         raise UnsupportedError("defence.model_post: a model that is changed after its step is certified by 'crfl'")
     if not isinstance(server, SGD | SparseFed):

@@ -149,6 +149,41 @@ class Held(Part):
         return _sum([rows_of(self.layer, a, b, self.cohort, first, last) for a, b in self.pairs])
 
 
+class Added(Part):
+    """The columns of a tensor that several layers share: the sum of what each of them contributes.
+
+    Cross terms between the layers count, so norms and inner products come from rows, some columns at a time.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = tuple(parts)
+        self.width = self.parts[0].width
+
+    def squared_norms(self) -> Tensor:
+        return _sum([row_norms(values) for _, _, values in self.slices(4 * WORK_BYTES)])
+
+    def gram(self, max_bytes: int) -> Tensor:
+        return _sum([gram(Tall(values), row_norms(values)) for _, _, values in self.slices(max_bytes)])
+
+    def dot(self, vector: Tensor) -> Tensor:
+        return _sum([part.dot(vector) for part in self.parts])
+
+    def combine(self, weights: Tensor, ignored: Tensor | None) -> Tensor:
+        return _sum([part.combine(weights, ignored) for part in self.parts])
+
+    def slices(self, max_bytes: int) -> Iterator[tuple[int, int, Tensor]]:
+        streams = [part.slices(max_bytes) for part in self.parts]
+        held = [next(stream) for stream in streams]
+        start = 0
+        while True:
+            stop = min(last for _, last, _ in held)
+            yield start, stop, _sum([values[:, start - first : stop - first] for first, _, values in held])
+            if stop == self.width:
+                return
+            start = stop
+            held = [next(stream) if piece[1] == stop else piece for stream, piece in zip(streams, held, strict=True)]
+
+
 def rows_of(layer: Matrix, a: Tensor, b: Tensor, cohort: Cohort, first: int = 0, last: int | None = None) -> Tensor:
     """Weight gradients of all clients, units ``first`` to ``last``: [n, ...]."""
     stop = layer.units if last is None else last

@@ -8,7 +8,7 @@ from torch import nn
 
 from bezoar.updates.ghost.conv import Conv1dLayer, Conv2dLayer
 from bezoar.updates.ghost.embedding import EmbeddingLayer
-from bezoar.updates.ghost.layer import GhostImpossibleError, Layer
+from bezoar.updates.ghost.layer import GhostImpossibleError, Layer, Matrix
 from bezoar.updates.ghost.linear import LinearLayer
 from bezoar.updates.ghost.norm import GroupNormLayer, LayerNormLayer
 
@@ -21,7 +21,10 @@ LAYERS: dict[type[nn.Module], type[Layer]] = {
 
 @dataclass(frozen=True)
 class Planned:
-    """A module with trainable parameters: which of ``weight`` and ``bias`` are, by their position among them all."""
+    """A module with trainable parameters: which of ``weight`` and ``bias`` are, by their position among them all.
+
+    Modules that share a weight (an embedding and the head tied to it) have it at the same position.
+    """
 
     module: nn.Module
     layer: Layer
@@ -33,14 +36,18 @@ def plan(model: nn.Module) -> list[Planned]:
     """The layers that own the trainable parameters; raises GhostImpossibleError with the reason if not all can be."""
     position = {id(p): i for i, p in enumerate(p for p in model.parameters() if p.requires_grad)}
     seen: dict[int, str] = {}
+    matrices: set[str] = set()
     planned = []
     for path, module in model.named_modules():
         own = {name: p for name, p in module._parameters.items() if p is not None and p.requires_grad}
         for name, parameter in own.items():
             where = f"{path}.{name}" if path else name
-            if id(parameter) in seen:
+            tied = name == "weight" and issubclass(LAYERS.get(type(module), Layer), Matrix)
+            if id(parameter) in seen and not (tied and seen[id(parameter)] in matrices):
                 raise GhostImpossibleError(f"parameter {seen[id(parameter)]!r} is shared with {where!r}")
             seen[id(parameter)] = where
+            if tied:
+                matrices.add(where)
             if type(module) not in LAYERS or name not in ("weight", "bias"):
                 raise GhostImpossibleError(f"parameter {where!r} belongs to a layer of type {type(module).__name__}")
         if own:

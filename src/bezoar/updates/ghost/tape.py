@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bezoar.updates.ghost.cohort import Cohort
 from bezoar.updates.ghost.layer import WORK_BYTES, Affine, GhostImpossibleError, Matrix
-from bezoar.updates.ghost.parts import Held, Pair, Part, Rows, rows_of
+from bezoar.updates.ghost.parts import Added, Held, Pair, Part, Rows, rows_of
 from bezoar.updates.ghost.plan import Planned
 
 Receive = Callable[[Tensor], None]
@@ -40,7 +40,8 @@ def record(model: nn.Module, planned: Sequence[Planned], run: Callable[[], Tenso
             torch.autograd.grad(total, source, allow_unused=True)
     parts: dict[int, Part] = {}
     for note in notes:
-        parts.update(note.parts())
+        for at, part in note.parts():
+            parts[at] = Added((parts[at], part)) if at in parts else part
     return parts
 
 
