@@ -37,10 +37,12 @@ BYTES = 4
 class Volume:
     """Bytes that leave a rank with ``rows`` of n rows, ``most`` being the largest number on any rank, d columns."""
 
-    def __init__(self, size: int, rows: int, most: int, n: int, d: int) -> None:
+    def __init__(self, size: int, rows: int, most: int, n: int, d: int, chunk: int = 16384) -> None:
         self.size, self.n, self.d = size, n, d
-        #: Columns of each rank.
+        #: Columns of each rank: d / R, rounded up.
         self.width = -(-d // size)
+        if self.width >= 8 * chunk:
+            self.width = -(-self.width // chunk) * chunk
         self.norms = 8 * most * (size - 1)
         self.products = 8 * most * (size - 1)
         self.sum = 2 * BYTES * d * (size - 1) // size
@@ -79,8 +81,11 @@ def sharded(ranks: Ranks, owners: torch.Tensor) -> Sharded:
 
 
 @pytest.mark.parametrize(("rule", "formula"), RULES, ids=[repr(rule) for rule, _ in RULES])
-@pytest.mark.parametrize("size", [2, 3])
-def test_rules_send_what_the_formula_says(rule: Rule, formula: Callable[[Volume], int], size: int) -> None:
+@pytest.mark.parametrize(("size", "chunk"), [(2, 16384), (3, 16384), (2, 100)])
+def test_rules_send_what_the_formula_says(
+    rule: Rule, formula: Callable[[Volume], int], size: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bezoar.updates.sharded.CHUNK", chunk)
     owners = torch.from_numpy(longest_first(np.array([9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]), size))
     lengths = torch.bincount(owners, minlength=size).tolist()
     context = Context(root_gradient=rows().mean(0), last_aggregate=rows().mean(0))
@@ -90,7 +95,7 @@ def test_rules_send_what_the_formula_says(rule: Rule, formula: Callable[[Volume]
         return sum(ranks.sent.values())
 
     for rank, amount in enumerate(in_ranks(size, sent)):
-        assert amount == formula(Volume(size, lengths[rank], max(lengths), N, D))
+        assert amount == formula(Volume(size, lengths[rank], max(lengths), N, D, chunk))
 
 
 def test_an_attack_that_sees_honest_rows_shares_what_the_rule_needs() -> None:
