@@ -4,14 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types docs dist bench clean
 
 demo: $(STAMP)
 	$(BIN)/bezoar compare quickstart --jobs 2 --out runs/quickstart
 
-# One process a core; threads of torch beside them would only be in the way.
+# One process a core; threads of torch beside them would only be in the way. Tests that start servers and clients of
+# their own come last and have the machine for themselves.
 test: $(STAMP) lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -m slow tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -19,6 +21,15 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -j auto -c docs -d build/doctrees . build/site
+	@echo "open build/site/index.html"
+
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/round.py

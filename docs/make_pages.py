@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ certain inputs misclassified, and `attack_accuracy` is the share of those that a
 
 Attacks on updates also work alone: `ALIE()(honest, n=25, q=5)` gives five rows against twenty honest ones (a tensor, an
 array or a list), `ALIE()(honest)` one vector; attacks that adapt take `defence=`.
-[experiments.md](experiments.md) tells who attacks, when, and what the adversary knows; [extending.md](extending.md) how
-to write one.
+[experiments.md](experiments.md) tells who attacks, when, and what the adversary knows;
+[writing-attacks.md](writing-attacks.md) how to write one.
 
 This page is written by `python docs/make_pages.py` from the docstrings; `bezoar list attacks NAME` prints the same.
 """
@@ -329,6 +330,19 @@ PAGES = {
     DOCS / "readings.md": readings_page,
 }
 
+
+def api_pages() -> dict[Path, str]:
+    """A page for every package of the reference; what is on it is found when the site is built."""
+    sys.path.insert(0, str(DOCS / "_ext"))
+    try:
+        from reference import packages
+    finally:
+        sys.path.remove(str(DOCS / "_ext"))
+    return {DOCS / "api" / f"{name}.md": f"# {name}\n\n```{{package}} {name}\n```\n" for name in packages()}
+
+
 if __name__ == "__main__":
     for path, page in PAGES.items():
         path.write_text(page(), encoding="utf-8")
+    for path, text in api_pages().items():
+        path.write_text(text, encoding="utf-8")

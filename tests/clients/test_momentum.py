@@ -61,6 +61,17 @@ def test_all_at_once_or_in_parts_gives_the_same_bits() -> None:
     assert torch.equal(whole, parts)
 
 
+def test_a_part_of_the_clients_is_remembered_as_among_all() -> None:
+    draws = torch.Generator().manual_seed(1)
+    known, whole, part = torch.tensor([1, 4, 6]), None, None
+    for ids in ([1, 4, 6], [4], [1, 6], [1, 4, 6]):
+        fresh = torch.randn(len(ids), 5, generator=draws)
+        _, whole = accumulate(rows(fresh, ids), whole, 0.9, 7)
+        sent, part = accumulate(rows(fresh, ids), part, 0.9, 3, known)
+        assert sent.clients.tolist() == ids
+        assert torch.equal(whole[known], part)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_types_are_kept(dtype: torch.dtype) -> None:
     fresh = DenseUpdates(torch.ones(2, 3, dtype=dtype), torch.tensor([0, 1]))

@@ -79,13 +79,28 @@ def test_augmentation_follows_its_generator_and_only_where_the_data_set_has_one(
     assert not torch.equal(once, augmented.batch(samples, rows, seeded(1)))
 
 
+@pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_some_of_a_batch_are_what_they_are_in_the_whole(augmentation: str, seed: int | None) -> None:
+    samples, only = photographs(), torch.tensor([7, 2, 9])
+    data = dataset(samples, augmentation=augmentation)
+
+    def draws() -> torch.Generator | None:
+        return None if seed is None else torch.Generator().manual_seed(seed)
+
+    for rows in (torch.arange(10) * 3, slice(5, 20)):
+        whole = data.batch(samples, rows, draws())
+        assert torch.equal(data.batch(samples, rows, draws(), only), whole[only])
+        assert data.batch(samples, rows, draws(), only[:0]).shape == (0, 3, 12, 12)
+
+
 def test_stored_images_are_not_changed() -> None:
     samples = photographs()
     before = samples.inputs.clone()
     dataset(samples, augmentation="crop-flip").batch(samples, slice(None), torch.Generator().manual_seed(0))
     assert torch.equal(samples.inputs, before)
     floats = Samples(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))
-    Dataset("f", floats, floats, ("a",), (0.5,) * 3, (0.5,) * 3, scale=1.0).batch(floats, slice(None))
+    Dataset("f", floats, floats, ("a",), (0.25,) * 3, (0.5,) * 3, scale=1.0).batch(floats, slice(None))
     assert torch.equal(floats.inputs, torch.ones(2, 3))
 
 

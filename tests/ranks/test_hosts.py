@@ -69,6 +69,7 @@ def crossed(host: str) -> int:
     return sent
 
 
+@pytest.mark.slow
 def test_two_hosts_learn_what_one_process_learns(tmp_path: Path) -> None:
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare"))):
         pytest.skip("two hosts on one machine need root, ip and unshare")

@@ -27,6 +27,8 @@ from bezoar.ranks.torchrun import device_of, joined
 from tests.ranks.launch import by_hand, end, environment, start, torchrun
 from tests.ranks.threads import in_ranks
 
+pytestmark = pytest.mark.slow
+
 #: What all experiments here have in common: 30 clients of very different sizes.
 BASE: dict[str, Any] = {
     "seed": 5,

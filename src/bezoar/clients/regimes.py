@@ -239,7 +239,7 @@ class LocalSGD(Clients):
         mine = torch.split(order, counts.tolist())
 
         def row(i: int) -> Tensor:
-            return self._train(work, int(ids[i]), work.inputs[mine[i]], work.targets[mine[i]])
+            return self.trained(work, int(ids[i]), work.inputs[mine[i]], work.targets[mine[i]])
 
         layout = layout_of(work.model)
         size = len(ids) * work.weights.numel() * work.weights.dtype.itemsize
@@ -250,7 +250,8 @@ class LocalSGD(Clients):
             rows[i] = row(i)
         return DenseUpdates(rows, ids.cpu(), layout)
 
-    def _train(self, work: Work, client: int, inputs: Tensor, targets: Tensor) -> Tensor:
+    def trained(self, work: Work, client: int, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The update [d] of one ``client`` that trains on ``inputs`` with ``targets``, step by step in the scratch."""
         model = work.scratch
         model.load(work.weights)
         draws = generator(work.seed, "batches", work.round, client)

@@ -163,7 +163,9 @@ class Dataset:
         channels = (1, -1) + (1,) * (raw.ndim - 2)
         mean = torch.tensor(self.mean, device=raw.device).view(channels)
         std = torch.tensor(self.std, device=raw.device).view(channels)
-        return raw.to(torch.float32).mul_(1 / (self.scale * std)).sub_(mean / std)
+        # Floats of a slice are still the stored ones.
+        copied = raw.to(torch.float32, copy=isinstance(rows, slice))
+        return copied.mul_(1 / (self.scale * std)).sub_(mean / std)
 
     def augmented(
         self, inputs: Tensor, rows: Tensor | slice, draws: torch.Generator, only: Tensor | None = None

@@ -342,6 +342,7 @@ def _rounds(
                 return f"the model became non-finite by round {t}"
             if save and t < experiment.rounds:
                 save_checkpoint()
+    agreed(setup, state.round, False)
     return None
 
 
@@ -405,7 +406,7 @@ def _summary(
         "per_class_accuracy": last.get("per_class_accuracy", []),
         "attackers_per_round_mean": sum(r["attackers"] for r in records.rounds if r["attacking"])
         / max(1, len(records.rounds)),
-        **_attacked(records.rounds),
+        **attacked(records.rounds),
         **_communicated(records.rounds),
         "rounds_skipped": sum(r["skipped"] is not None for r in records.rounds),
         "converged": converged,
@@ -419,7 +420,7 @@ def _summary(
     }
 
 
-def _attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
+def attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
     """Means over the rounds with an attack (over all, if there is none) of what was noticed and measured."""
     attacked = [record for record in rounds if record["attacking"]] or rounds
 

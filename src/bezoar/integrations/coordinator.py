@@ -112,6 +112,7 @@ class Outcome:
         record: figures for the round's record (``aggregate_norm``, ``update_norm``, ``clipped``, ``excluded``).
         changes: what the round adds to the old model: the difference of the two, or, of parameters that nothing but
             the server's step moved, the step before it was rounded into the model. Empty where the round was skipped.
+        tells: whether the rule tells clients apart, so that it could have flagged some; or some were excluded.
     """
 
     arrays: dict[str, Array]
@@ -120,6 +121,7 @@ class Outcome:
     skipped: str | None
     record: Mapping[str, Any]
     changes: dict[str, Array] = field(default_factory=dict)
+    tells: bool = False
 
 
 #: The server's own training on data it trusts, for rules that need it: round and model in, the trained model out.
@@ -251,15 +253,15 @@ class Coordinator:
             verdicts[reply.client] = Verdict(reply.client, Status.EXCLUDED if flaw else Status.KEPT, flaw or "")
         if not any(row is not None for row in read):
             return refused(f"none of {len(replies)} replies is usable") if replies else ended("no replies")
-        weights = None if model is None else _flat(model, own)
+        weights = None if model is None else flat(model, own)
         updates = self._updates(own, template, weights, replies, read, flaws)
         rule = self.defence.rule(self.lr)
         try:
             context = Context(
                 round=number,
                 model=None if self.sketched else weights,
-                client_weights=_capped(replies, self.weight_cap) if rule.weighted else None,
-                root_gradient=self._root_update(number, model, own) if rule.uses_root else None,
+                client_weights=capped(replies, self.weight_cap) if rule.weighted else None,
+                root_gradient=self.root_update(number, model, own) if rule.uses_root else None,
                 last_aggregate=memory.last.get("aggregate"),
             )
             answer = rule.aggregate(updates, memory.rule, context, generator(self.seed, "defence", number))
@@ -271,7 +273,8 @@ class Coordinator:
         except ConfigError as error:
             # Too few replies for the declared f: the settings themselves were checked before the first round.
             return ended(str(error))
-        verdicts |= {v.client: v for v in _judged(answer, replies, flaws, context.client_weights)}
+        flagged = flags(answer, len(replies), context.client_weights)
+        verdicts |= {v.client: v for v in _judged(answer, replies, flaws, flagged)}
         why = self.defence.refusal(answer)
         if why is not None:
             return refused(why)
@@ -302,9 +305,10 @@ class Coordinator:
             "excluded": sum(verdict.status is Status.EXCLUDED for verdict in ordered),
             "clipped": _clipped(answer),
         }
-        result = {} if model is None else {**model, **_named(own, moved), **buffers}
+        result = {} if model is None else {**model, **named(own, moved), **buffers}
         now = Memory(answer.state, step.state, {"aggregate": answer.vector})
-        return Outcome(result, now, ordered, None, record, own.ordered({**_named(own, change), **moves}))
+        changes = own.ordered({**named(own, change), **moves})
+        return Outcome(result, now, ordered, None, record, changes, flagged is not None)
 
     def check(self, n: int) -> None:
         """Raise ``ConfigError`` unless the rule can work with n clients a round."""
@@ -371,7 +375,12 @@ class Coordinator:
         self.defence.server.check(arrays.d)
         return arrays, arrays, None
 
-    def _root_update(self, number: int, arrays: Mapping[str, Array] | None, own: Template) -> Tensor:
+    def root_update(self, number: int, arrays: Mapping[str, Array] | None, own: Template) -> Tensor:
+        """The server's own update [d] from the model ``arrays`` of round ``number``.
+
+        Raises:
+            BezoarError: its training returned another model.
+        """
         assert self.root is not None
         assert arrays is not None
         trained = self.root(number, arrays)
@@ -379,7 +388,7 @@ class Coordinator:
             checked = own.check({name: np.asarray(value) for name, value in trained.items()})
         except GateError as error:
             raise BezoarError(f"root: the server's own training returned another model: {error}") from None
-        return _flat(arrays, own) - _flat(checked, own)
+        return flat(arrays, own) - flat(checked, own)
 
 
 def _read(
@@ -401,7 +410,7 @@ def _read(
     return read, flaws
 
 
-def _capped(replies: Sequence[Reply], cap: float) -> Tensor:
+def capped(replies: Sequence[Reply], cap: float) -> Tensor:
     """Claimed weights [n], none above ``cap`` times the median of those that are weights at all."""
     claimed = torch.tensor([reply.weight for reply in replies], dtype=torch.float64)
     usable = (claimed > 0) & torch.isfinite(claimed)
@@ -411,9 +420,8 @@ def _capped(replies: Sequence[Reply], cap: float) -> Tensor:
 
 
 def _judged(
-    answer: Aggregate, replies: Sequence[Reply], flaws: Mapping[int, str], claims: Tensor | None
+    answer: Aggregate, replies: Sequence[Reply], flaws: Mapping[int, str], flagged: Tensor | None
 ) -> list[Verdict]:
-    flagged = flags(answer, len(replies), claims)
     found = []
     for row, reply in enumerate(replies):
         if row in answer.excluded:
@@ -425,15 +433,15 @@ def _judged(
     return found
 
 
-def _flat(arrays: Mapping[str, Array], template: Template) -> Tensor:
+def flat(arrays: Mapping[str, Array], template: Template) -> Tensor:
     """The parameters as one vector [d]."""
-    flat = np.empty(template.d, template.dtype)
+    vector = np.empty(template.d, template.dtype)
     for part in template.parameters:
-        flat[part.start : part.stop] = arrays[part.name].reshape(-1)
-    return torch.from_numpy(flat)
+        vector[part.start : part.stop] = arrays[part.name].reshape(-1)
+    return torch.from_numpy(vector)
 
 
-def _named(template: Template, vector: Tensor) -> dict[str, Array]:
+def named(template: Template, vector: Tensor) -> dict[str, Array]:
     """The vector [d] as arrays of the parameters' names, shapes and types."""
     flat = vector.numpy()
     return {f.name: flat[f.start : f.stop].reshape(f.shape).astype(f.dtype) for f in template.parameters}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,16 @@ from torch import Tensor
 from bezoar.errors import BezoarError
 from bezoar.experiments import environment
 from bezoar.experiments.records import Records
-from bezoar.integrations.coordinator import Memory, Verdict
+from bezoar.experiments.run import attacked
+from bezoar.integrations.coordinator import Memory, Status, Verdict
 from bezoar.integrations.gate import Array
 
 #: Where the accuracy and the loss stand in what an evaluation reports, in the order in which they are looked for.
 ACCURACY = ("test_accuracy", "test-accuracy", "accuracy", "eval_acc", "eval-acc", "centralized_accuracy", "acc")
 LOSS = ("test_loss", "test-loss", "loss", "eval_loss", "eval-loss", "centralized_loss")
+
+#: The package of every framework, by the kind of the settings.
+PACKAGES = {"flower": "flwr", "nvflare": "nvflare"}
 
 
 class Journal:
@@ -78,12 +82,14 @@ class Journal:
                 "test_accuracy_clean": accuracy,
                 "test_loss": last.get("test_loss"),
                 "attack_accuracy": last.get("attack_accuracy"),
+                "attackers_per_round_mean": sum(r["attackers"] for r in rounds if r["attacking"]) / max(1, len(rounds)),
+                **attacked(rounds),
                 "rounds_skipped": skipped,
                 "converged": skipped < len(rounds),
                 "convergence_note": note + (f", {skipped} rounds skipped" if skipped else ""),
                 "seconds": seconds,
                 "command": None,
-                "versions": {**environment.versions(), "flwr": version("flwr")},
+                "versions": {**environment.versions(), **_framework(self._settings)},
                 "hardware": environment.hardware(torch.device("cpu")),
                 "commit": environment.commit(),
                 "hash": self.digest,
@@ -92,8 +98,35 @@ class Journal:
         )
 
 
+def _framework(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The version of the framework in which the federation ran."""
+    package = PACKAGES.get(str(settings.get("kind")))
+    return {} if package is None else {package: version(package)}
+
+
 def _tensors(arrays: Mapping[str, Array], prefix: str = "array.") -> dict[str, Tensor]:
     return {f"{prefix}{name}": torch.from_numpy(value.copy()) for name, value in arrays.items()}
+
+
+def caught(verdicts: Sequence[Verdict], bad: Collection[int], active: bool, tells: bool) -> dict[str, Any]:
+    """What a round's record says of the clients ``bad``, whom the server does not know.
+
+    ``attackers`` is how many of them were asked, ``attacking`` whether they attack in this round (``active``).
+    ``detected`` is the share of them that was excluded or flagged among those who sent something, ``false_alarms`` that
+    of the others; None where there is nobody, or where the rule does not tell clients apart (``tells``).
+    """
+    asked = [verdict.client in bad for verdict in verdicts]
+    sent = [v for v in verdicts if v.status in (Status.KEPT, Status.FLAGGED, Status.EXCLUDED)]
+    shares: list[float | None] = []
+    for group in ([v for v in sent if v.client in bad], [v for v in sent if v.client not in bad]):
+        flagged = sum(v.status is not Status.KEPT for v in group)
+        shares.append(flagged / len(group) if group and tells and bad else None)
+    return {
+        "attackers": sum(asked),
+        "attacking": active and any(asked),
+        "detected": shares[0],
+        "false_alarms": shares[1],
+    }
 
 
 def round_record(

@@ -76,9 +76,10 @@ def huggingface(
         _fits(config, vocabulary, shape[0], repo)
         kind = transformers.AutoModelForCausalLM
         if pretrained:
-            model = kind.from_pretrained(repo, **where, use_safetensors=True).float()
+            found: nn.Module = kind.from_pretrained(repo, **where, use_safetensors=True)
         else:
-            model = kind.from_config(config, trust_remote_code=False).float()  # type: ignore[no-untyped-call]
+            found = kind.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        model = found.float()
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise

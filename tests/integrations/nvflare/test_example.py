@@ -34,6 +34,7 @@ def processes(word: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 def test_the_example_withstands_its_malicious_client(tmp_path: Path) -> None:
     env = {

@@ -17,9 +17,11 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from flwr.serverapp.strategy import Strategy
+try:
+    from flwr.serverapp.strategy import Strategy
+except ImportError as _error:
+    raise ImportError("the conformance suite needs Flower: pip install 'bezoar[flower]'") from _error
 
-import bezoar.integrations.flower  # noqa: F401  Says which extra to install.
 from bezoar.errors import ConfigError, nearest
 from bezoar.integrations.conformance.cases import CASES, Case
 from bezoar.integrations.conformance.stage import Setting

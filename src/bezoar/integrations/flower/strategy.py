@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from bezoar.errors import ConfigError
 from bezoar.experiments.records import plain
 from bezoar.integrations.coordinator import Coordinator, Memory, Reply, RootFn, Status, Verdict, as_defence
 from bezoar.integrations.flower.messages import arrays_of, median_metrics, record_of, reply_of
-from bezoar.integrations.flower.roster import Roster, wait_for
+from bezoar.integrations.flower.roster import UNKNOWN, Roster, wait_for
 from bezoar.integrations.flower.sketches import CONFIG, sketch_config
 from bezoar.integrations.gate import BUFFERS, Array, BufferPolicy
-from bezoar.integrations.journal import Journal, evaluation_record, round_record
+from bezoar.integrations.journal import Journal, caught, evaluation_record, round_record
+from bezoar.integrations.malicious import Malicious, as_malicious
 from bezoar.seeding import numpy_generator
 from bezoar.servers import FetchSGD, Server
 
@@ -72,6 +73,8 @@ class RobustStrategy(Strategy):
         root: the server's own training on data it trusts, for FLTrust: (round, model arrays) -> trained arrays.
         roll_call: ask clients for their partition ids.
         seed: of cohorts and of everything that rules draw.
+        known_malicious: who is malicious, in an experiment. For the records alone, which then say how many attacked and
+            what share of them, and of the others, was flagged (``detected``, ``false_alarms``); nothing else sees it.
 
     Attributes:
         verdicts: of the last round, one a client that was asked.
@@ -104,6 +107,7 @@ class RobustStrategy(Strategy):
         root: RootFn | None = None,
         roll_call: bool = True,
         seed: int = 0,
+        known_malicious: Malicious | Collection[int] = (),
     ) -> None:
         self.coordinator = Coordinator(
             as_defence(rule, server), lr, weight_cap, tuple(buffers), buffer_policy, sketched, root, seed
@@ -123,6 +127,7 @@ class RobustStrategy(Strategy):
         self.verdicts: tuple[Verdict, ...] = ()
         self.skipped: str | None = None
         self.record: dict[str, Any] = {}
+        self.known_malicious = as_malicious(known_malicious)
         self.roster = Roster(roll_call)
         self._memory = Memory()
         self._arrays: dict[str, Array] = {}
@@ -176,7 +181,8 @@ class RobustStrategy(Strategy):
         read = [_once(client, found, self.weighted_by_key, most) for client, found in messages.items()]
         outcome = self.coordinator.play(server_round, self._arrays, read, self._memory, failed, missing)
         self._memory, self.verdicts, self.skipped = outcome.memory, outcome.verdicts, outcome.skipped
-        self.record = dict(outcome.record)
+        truth = caught(self.verdicts, self._bad(), self.known_malicious.active(server_round), outcome.tells)
+        self.record = {**outcome.record, **truth}
         self._log(server_round)
         good = [v.client for v in self.verdicts if v.status in (Status.KEPT, Status.FLAGGED) and v.client in messages]
         metrics = self._reported(self._train_metrics, [messages[client][0].content for client in good])
@@ -283,10 +289,20 @@ class RobustStrategy(Strategy):
 
     # What is ours
 
+    @property
+    def memory(self) -> Memory:
+        """What the server remembers after the last round."""
+        return self._memory
+
+    def _bad(self) -> tuple[int, ...]:
+        """Who is malicious, as far as it is known."""
+        who, known = self.known_malicious, [c for c in self.roster.numbers.values() if c < UNKNOWN]
+        return who.of(max([len(self.roster.numbers), *(c + 1 for c in (*known, *(who.clients or ())))]))
+
     def settings(self, name: str = "flower") -> dict[str, Any]:
         """The settings as a table, as they stand in the records."""
         made = self.coordinator
-        table = {
+        table: dict[str, Any] = {
             "kind": "flower",
             "name": name,
             "seed": self.seed,
@@ -302,6 +318,10 @@ class RobustStrategy(Strategy):
                 "sketched": made.sketched,
             },
         }
+        if self.known_malicious.clients != ():
+            who = self.known_malicious
+            given = {key: getattr(who, key) for key in ("clients", "count", "share", "seed", "start", "stop", "every")}
+            table["flower"]["known_malicious"] = {key: value for key, value in given.items() if value is not None}
         return plain(table)
 
     def _sample(self, purpose: str, number: int, grid: Grid) -> list[int]:
