@@ -65,6 +65,25 @@ def test_the_page_quotes_the_records(table: Any) -> None:
         assert line in TEXT, line
 
 
+def test_the_page_says_in_which_order_the_backdoor_enters() -> None:
+    found = {**means("lora-backdoor"), **means("lora-backdoor-rates")}
+    start = found["base, unchanged", "nobody", "mean"]["test_loss"]
+    pairs = [
+        (found[training, "nobody", "mean"]["test_loss"] - start, found[training, "backdoor", "mean"]["attack_accuracy"])
+        for training in dict.fromkeys(key[0] for key in found)
+        if training != "base, unchanged"
+    ]
+    words = " ".join(TEXT.split())
+    assert f"({', '.join(f'{cost:.3f}' for cost, _ in sorted(pairs))};" in words
+    assert f"reaches {', '.join(f'{reached:.0f}' for _, reached in sorted(pairs))}%" in words
+
+
+def test_the_page_says_whom_multi_krum_leaves_out() -> None:
+    found = means("lora-backdoor")
+    full, lora = (found[training, "backdoor", "multi-Krum"]["detected"] for training in ("full", "LoRA"))
+    assert f"leaves out {full:.0f}% of the attackers ({lora:.0f}% with LoRA)" in " ".join(TEXT.split())
+
+
 def test_the_page_quotes_the_base() -> None:
     summary = json.loads((ROOT / "results" / "lora-base" / "summary.json").read_text())
     assert f"{100 * summary['test_accuracy']:.1f}%" in TEXT

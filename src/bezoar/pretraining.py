@@ -211,7 +211,7 @@ def _train(
             last = float(loss.detach())
             if not math.isfinite(last):
                 raise DivergedError(f"the loss is no longer finite in step {step}")
-            yield {"kind": "evaluation", "step": step, "lr": lr, "train_loss": last, **tested(model, dataset, device)}
+            yield {"kind": "evaluation", "step": step, "lr": lr, "train_loss": last, **scored(model, dataset, device)}
 
 
 def mean_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def mean_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), following.flatten())
 
 
-def tested(model: nn.Module, dataset: Dataset, device: torch.device) -> dict[str, float]:
+def scored(model: nn.Module, dataset: Dataset, device: torch.device) -> dict[str, float]:
     """Accuracy and mean loss on the test samples."""
     right = loss = 0.0
     model.eval()
