@@ -18,6 +18,9 @@ PICTURE = DOCS / "images" / "house.svg"
 
 WIDTH, BOX, HEIGHT, GAP, ROW = 840, 184, 76, 20, 122
 
+#: So many boxes fit into the width.
+MOST = 4
+
 #: The way of the data through a round.
 WAY = ("data", "clients", "attacks", "aggregation", "servers", "experiments", "reports")
 
@@ -60,6 +63,17 @@ def levels(edges: Mapping[str, set[str]]) -> dict[str, int]:
     return level
 
 
+def spread(level: Mapping[str, int], edges: Mapping[str, set[str]], most: int = MOST) -> dict[str, int]:
+    """``level`` with packages raised out of rows of more than ``most``, as far as those that import them allow."""
+    level = dict(level)
+    for height in range(max(level.values())):
+        row = sorted(name for name in level if level[name] == height)
+        room = {n: min((level[o] for o in edges if n in edges[o]), default=height + 1) - height - 1 for n in row}
+        for name in sorted(row, key=lambda name: (-room[name], name))[: max(0, len(row) - most)]:
+            level[name] += min(room[name], 1)
+    return level
+
+
 def reduced(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
     """``edges`` without those that follow from others."""
 
@@ -91,7 +105,7 @@ def picture() -> str:
     """The drawing, SVG."""
     edges = imports()
     drawn = reduced(edges)
-    rows = _rows(levels(edges), drawn)
+    rows = _rows(spread(levels(edges), edges), drawn)
     height = ROW * len(rows) + 2 * GAP
     corner: dict[str, tuple[float, float]] = {}
     for i, row in enumerate(rows):

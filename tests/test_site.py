@@ -178,3 +178,15 @@ def test_docstrings_become_fields(monkeypatch: pytest.MonkeyPatch) -> None:
         "",
         r"Text\|.",
     ]
+
+
+def test_no_box_of_the_house_leaves_the_picture() -> None:
+    house = load("docs/make_house.py")
+    corners = [float(x) for x in re.findall(r'<rect x="([-\d.]+)"', house.picture())]
+    assert len(corners) == len(house.imports())
+    assert min(corners) >= 0
+    assert max(corners) + house.BOX <= house.WIDTH
+    raised = house.spread(
+        {"a": 0, "b": 0, "c": 0, "top": 2}, {"a": set(), "b": set(), "c": set(), "top": {"b", "c"}}, 2
+    )
+    assert raised == {"a": 0, "b": 1, "c": 0, "top": 2}
