@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Strategy
@@ -48,6 +50,15 @@ def play(apps: tuple[ServerApp, ClientApp], out: Path, clients: int = 10, **sett
     keys = {key.replace("_", "-"): value for key, value in settings.items()}
     run_in_process(*apps, clients, {**defaults(), **keys, "out": str(out)})
     return out
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads, and Flower's processes have other numbers than this one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def accuracy(out: Path) -> float:
@@ -176,7 +187,7 @@ def test_the_page_lists_every_option() -> None:
 
 
 @pytest.mark.slow
-def test_simulation(apps: Any, tmp_path: Path) -> None:
+def test_simulation(apps: Any, one_thread: None, tmp_path: Path) -> None:
     """``flwr run`` with its engine on Ray: two actors, answers in any order, the same bits."""
     pytest.importorskip("ray")
     expected = play(apps, tmp_path / "expected", rounds=3)
@@ -191,7 +202,7 @@ def test_simulation(apps: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_deployment(apps: Any, tmp_path: Path) -> None:
+def test_deployment(apps: Any, one_thread: None, tmp_path: Path) -> None:
     """A SuperLink and three SuperNodes as processes of their own; partition 0 is malicious."""
     expected = play(apps, tmp_path / "expected", clients=3, rounds=2, malicious=0.34, rule=MDA)
     with daemons(tmp_path / "real", limit=240) as processes:
