@@ -10,8 +10,8 @@ largest f that it allows), in one process and in turn. Every call gets new messa
 Flower's strategies take arrays out of them; making these is not timed. The ratio is that of the best times.
 
 ``--rounds``: seconds of a round of 100 clients that train an MLP (64-128-10, 9,610 parameters) on digits for one epoch,
-batches of 16: a plain loop in PyTorch that averages, the same as a Flower app in ``run_in_process`` with FedAvg and
-with a robust rule, and in Flower's own simulation on Ray where that starts (``--ray``).
+batches of 16: a plain loop in PyTorch that averages, and the same as a Flower app in ``run_in_process`` with FedAvg and
+with a robust rule.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import flwr
 import numpy as np
@@ -200,7 +199,7 @@ class Server:
         return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
 
 
-def whole_rounds(n: int, rounds: int, ray: bool) -> list[dict[str, Any]]:
+def whole_rounds(n: int, rounds: int) -> list[dict[str, Any]]:
     """Seconds a round of the same training, with and without a framework; the first round warms up."""
     f = n // 5
     found: dict[str, list[float]] = {"plain loop, no framework": plain_loop(n, rounds + 1)[1:]}
@@ -212,13 +211,6 @@ def whole_rounds(n: int, rounds: int, ray: bool) -> list[dict[str, Any]]:
         server = Server(make(), rounds + 1)
         run_in_process(server.app, app(n), n)
         found[name] = server.seconds[1:]
-    if ray:
-        from flwr.simulation import run_simulation
-
-        server = Server(theirs.FedAvg(fraction_evaluate=0.0), rounds + 1)
-        resources: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-        run_simulation(server.app, app(n), n, backend_config=resources)
-        found["Flower's simulation (Ray), FedAvg"] = server.seconds[1:]
     base = min(found["plain loop, no framework"])
     return [
         {"round": name, "best": min(spent), "median": statistics.median(spent), "ratio": min(spent) / base}
@@ -234,7 +226,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="rows whose names hold one of these words")
     parser.add_argument("--rounds", action="store_true", help="the second table instead")
-    parser.add_argument("--ray", action="store_true", help="with --rounds: Flower's own simulation too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
@@ -244,7 +235,7 @@ def main() -> None:
     n, d = (20, 100_000) if options.quick else (options.n, options.d)
     print(f"Flower {flwr.__version__}, torch {torch.__version__}, numpy {np.__version__}, {options.threads} threads")
     if options.rounds:
-        figures = whole_rounds(n, 2 * options.repeats, options.ray)
+        figures = whole_rounds(n, 2 * options.repeats)
         print(f"n = {n}, digits, MLP of 9,610 parameters; seconds a round")
         cells = [[r["round"], f"{r['best']:.3f}", f"{r['median']:.3f}", f"{r['ratio']:.2f}"] for r in figures]
         print(table(["round", "best", "median", "x plain"], cells))
@@ -262,7 +253,13 @@ def main() -> None:
         ]
         print(table(["rule", "Flower", "bezoar", "times faster"], cells))
     if options.json:
-        setting = {"n": n, "d": d, "threads": options.threads, "flower": flwr.__version__, "repeats": options.repeats}
+        setting = {
+            "n": n,
+            "d": 9610 if options.rounds else d,
+            "threads": options.threads,
+            "flower": flwr.__version__,
+            "repeats": options.repeats,
+        }
         options.json.write_text(json.dumps({"setting": setting, "figures": figures}, indent=1) + "\n")
 
 
