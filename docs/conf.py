@@ -73,11 +73,12 @@ html_css_files = ["site.css"]
 
 def others(text: str) -> list[str]:
     """Pages that no list of the front page ``text`` has: those of docs, and those of the examples."""
-    listed = set(re.findall(r"^(?:.*<)?([\w-]+)>?$", text, flags=re.M)) | {"index"}
+    listed = set(re.findall(r"^(?:.*<)?([\w./-]+)>?$", text, flags=re.M)) | {"index"}
     examples = [
         f"../{page.parent.relative_to(DOCS.parent)}/README" for page in DOCS.parent.glob("examples/*/README.md")
     ]
-    return [page.stem for page in sorted(DOCS.glob("*.md")) if page.stem not in listed] + sorted(examples)
+    pages = [page.stem for page in sorted(DOCS.glob("*.md"))] + sorted(examples)
+    return [page for page in pages if page not in listed]
 
 
 def _front_page(app: Sphinx, name: str, source: list[str]) -> None:
