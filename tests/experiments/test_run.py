@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -130,6 +131,7 @@ def test_divergence_is_a_result_not_a_crash() -> None:
         assert result.summary["converged"] is False
         assert "finite" in result.summary["convergence_note"] or "NaN" in result.summary["convergence_note"]
         assert result.summary["test_accuracy"] is None
+        assert math.isnan(result.test_accuracy)
 
 
 def test_a_cohort_of_attackers_only_is_a_skipped_round() -> None:

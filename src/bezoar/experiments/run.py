@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -60,8 +61,9 @@ class RunResult:
 
     @property
     def test_accuracy(self) -> float:
-        """Final accuracy on the whole test set, in [0, 1]."""
-        return float(self.summary["test_accuracy"])
+        """Final accuracy on the whole test set, in [0, 1]; NaN if the run diverged."""
+        value = self.summary["test_accuracy"]
+        return math.nan if value is None else float(value)
 
     @property
     def attack_accuracy(self) -> float | None:
