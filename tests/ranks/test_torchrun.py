@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from bezoar.errors import BezoarError, ConfigError, UnsupportedError
 from bezoar.experiments import Experiment, run
 from bezoar.experiments.config import override
-from bezoar.experiments.setup import prepare
+from bezoar.experiments.setup import Setup, prepare
 from bezoar.experiments.together import agreed, check_same
 from bezoar.ranks import ALONE, Ranks
 from bezoar.ranks.base import VARIABLES
@@ -270,10 +270,19 @@ def test_an_environment_that_makes_no_sense_is_refused(
         pass
 
 
+#: Ranks are threads here and share torch's global generator, from which models are initialised.
+_ONE_BY_ONE = threading.Lock()
+
+
+def prepared(experiment: Experiment) -> Setup:
+    with _ONE_BY_ONE:
+        return prepare(experiment, None, torch.device("cpu"))
+
+
 def test_dropout_that_depends_on_the_cohort_is_refused() -> None:
     def refuse(ranks: Ranks, **settings: Any) -> None:
         experiment = Experiment.from_table(override(table("krum-alie"), settings))
-        setup = prepare(experiment, None, torch.device("cpu"))
+        setup = prepared(experiment)
         setup.model.add_module("drop", torch.nn.Dropout(0.1))
         check_same(replace(setup, ranks=ranks), experiment.hash())
 
@@ -285,14 +294,10 @@ def test_dropout_that_depends_on_the_cohort_is_refused() -> None:
 
 
 def test_ranks_with_other_experiments_or_data_are_told_apart() -> None:
-    # Ranks are threads here and share torch's global generator, from which models are initialised.
-    one_by_one = threading.Lock()
-
     def check(ranks: Ranks) -> None:
         seed = {} if ranks.rank < 2 else {"seed": 6}
         experiment = Experiment.from_table(override(table("krum-alie"), seed))
-        with one_by_one:
-            setup = prepare(experiment, None, torch.device("cpu"))
+        setup = prepared(experiment)
         digest = "same" if ranks.size == 4 else experiment.hash()
         check_same(replace(setup, ranks=ranks), digest)
 
@@ -304,7 +309,7 @@ def test_ranks_with_other_experiments_or_data_are_told_apart() -> None:
 
 def test_models_that_part_company_end_the_run() -> None:
     def check(ranks: Ranks) -> bool:
-        setup = prepare(Experiment.from_table(table("krum-alie")), None, torch.device("cpu"))
+        setup = prepared(Experiment.from_table(table("krum-alie")))
         if ranks.size == 3 and ranks.rank == 1:
             setup.weights[5] += 1e-7
         return agreed(replace(setup, ranks=ranks), 7, ranks.rank == 1)
