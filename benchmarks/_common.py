@@ -12,6 +12,9 @@ from pathlib import Path
 
 import torch
 
+#: Shape of a sample of the models that rounds are timed with.
+SHAPES = {"cnn": (1, 28, 28), "resnet9": (3, 32, 32)}
+
 
 @dataclass(frozen=True)
 class Timing:

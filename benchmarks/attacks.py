@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from _common import Timing, interleave, table
-from torch import Tensor
 
 from bezoar.aggregation import NNM, Clip, Krum, Mean, Rule, TrimmedMean
 from bezoar.allocator import tune
 from bezoar.attacks import ALIE, AttackContext, BlackBox, OptimisedALIE, OptimisedIPM, UpdateAttack
 from bezoar.attacks.base import standalone
+from bezoar.experiments.setup import cross_entropy
 from bezoar.models import FlatModel, make_model
 from bezoar.servers import SGD
 from bezoar.updates import Stacked, Updates, client_gradients
@@ -80,11 +79,6 @@ class Setting:
     threads: int
 
 
-def losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    """One loss a sample."""
-    return F.cross_entropy(outputs, targets, reduction="none")
-
-
 def subject(attack: UpdateAttack, setting: Setting) -> tuple[Callable[[], object], Callable[[], float]]:
     """A function that takes one step, with model, data and state of its own, and one that says how strong it will be.
 
@@ -100,7 +94,7 @@ def subject(attack: UpdateAttack, setting: Setting) -> tuple[Callable[[], object
     state: dict[str, Any] = {}
 
     def send() -> Stacked:
-        updates = client_gradients(flat.model, losses, inputs, targets, owners, method=METHODS[setting.updates])
+        updates = client_gradients(flat.model, cross_entropy, inputs, targets, owners, method=METHODS[setting.updates])
         context = standalone(updates, setting.honest + setting.malicious, setting.malicious)
         return attack.send(updates, rule, context).rows
 

@@ -17,20 +17,15 @@ import statistics
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from _common import interleave, table
 from torch import Tensor, nn
 
 from bezoar.allocator import tune
+from bezoar.experiments.setup import cross_entropy
 from bezoar.models import make_model
 from bezoar.updates import client_gradients
 
 LENGTH, CHARACTERS = 80, 76
-
-
-def losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of every sample."""
-    return F.cross_entropy(outputs, targets, reduction="none")
 
 
 def subjects(hidden: int, layers: int, clients: int, samples: int) -> dict[str, Callable[[], object]]:
@@ -43,10 +38,10 @@ def subjects(hidden: int, layers: int, clients: int, samples: int) -> dict[str, 
     theirs, embedded = nn.LSTM(8, hidden, layers, batch_first=True), torch.randn(*tokens.shape, 8, generator=draws)
 
     def plain() -> object:
-        return torch.autograd.grad(losses(model(tokens), targets).mean(), list(model.parameters()))
+        return torch.autograd.grad(cross_entropy(model(tokens), targets).mean(), list(model.parameters()))
 
     def asked(method: str) -> object:
-        updates = client_gradients(model, losses, tokens, targets, owners, method=method)  # type: ignore[arg-type]
+        updates = client_gradients(model, cross_entropy, tokens, targets, owners, method=method)  # type: ignore[arg-type]
         return updates.squared_norms(), updates.combine(torch.ones(clients))
 
     def read(what: Callable[[Tensor], object], inputs: Tensor) -> object:

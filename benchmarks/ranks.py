@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from _common import peak_bytes, table
+from _common import SHAPES, peak_bytes, table
 from torch import Tensor
 
 from bezoar.aggregation import Clip, Krum, Mean, Rule, TrimmedMean
 from bezoar.allocator import tune
+from bezoar.experiments.setup import cross_entropy
 from bezoar.models import FlatModel, make_model
 from bezoar.ranks import ALONE, Ranks
 from bezoar.ranks.torchrun import joined
@@ -39,7 +39,6 @@ from bezoar.servers import SGD
 from bezoar.updates import Sharded, Updates, client_gradients
 from bezoar.updates.gradients import layout_of
 
-SHAPES = {"cnn": (1, 28, 28), "resnet9": (3, 32, 32)}
 RULES: dict[str, Callable[[int], Rule]] = {
     "clip+mean": lambda f: Clip(1.0) >> Mean(),
     "krum": lambda f: Krum(f=f),
@@ -58,11 +57,6 @@ class Setting:
     ranks: int
 
 
-def losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    """One loss per sample."""
-    return F.cross_entropy(outputs, targets, reduction="none")
-
-
 def rounds(setting: Setting, ranks: Ranks) -> Callable[[str], None]:
     """A function that plays one round with a rule."""
     shape = SHAPES[setting.shape]
@@ -79,7 +73,7 @@ def rounds(setting: Setting, ranks: Ranks) -> Callable[[str], None]:
     state: dict[str, Tensor] = {}
 
     def a_round(rule: str) -> None:
-        updates: Updates = client_gradients(flat.model, losses, inputs[mine], targets[mine], clients[mine])
+        updates: Updates = client_gradients(flat.model, cross_entropy, inputs[mine], targets[mine], clients[mine])
         if not ranks.alone:
             updates = Sharded(updates, torch.arange(setting.clients), owners, ranks, flat.vector, layout)
         step = server.step(RULES[rule](setting.clients // 5).aggregate(updates).vector, _LR, state)

@@ -23,17 +23,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from _common import Timing, interleave, peak_bytes, table
-from torch import Tensor
+from _common import SHAPES, Timing, interleave, peak_bytes, table
 
 from bezoar.aggregation import Clip, Mean
 from bezoar.allocator import tune
+from bezoar.experiments.setup import cross_entropy
 from bezoar.models import FlatModel, make_model
 from bezoar.servers import SGD, Server, SparseFed
 from bezoar.updates import client_gradients
 
-SHAPES = {"cnn": (1, 28, 28), "resnet9": (3, 32, 32)}
 SUBJECTS = ("plain", "clip+mean", "sparsefed", "loop")
 _LR = 1e-3
 
@@ -50,11 +48,6 @@ class Setting:
     memory_format: str
     allocator: str
     k: str
-
-
-def losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    """One loss per sample."""
-    return F.cross_entropy(outputs, targets, reduction="none")
 
 
 def subject(name: str, setting: Setting) -> Callable[[], object]:
@@ -80,7 +73,7 @@ def subject(name: str, setting: Setting) -> Callable[[], object]:
 
         def plain() -> None:
             optimiser.zero_grad()
-            losses(model(inputs), targets).mean().backward()  # type: ignore[no-untyped-call]
+            cross_entropy(model(inputs), targets).mean().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
         return plain
@@ -92,7 +85,7 @@ def subject(name: str, setting: Setting) -> Callable[[], object]:
     method: Literal["ghost", "loop"] = "loop" if name == "loop" else "ghost"
 
     def a_round() -> None:
-        updates = client_gradients(flat.model, losses, inputs, targets, clients, method=method)
+        updates = client_gradients(flat.model, cross_entropy, inputs, targets, clients, method=method)
         step = server.step(rule.aggregate(updates).vector, _LR, state)
         state.update(step.state)
         step.apply_(flat.vector)

@@ -18,9 +18,10 @@ from functools import partial
 
 import torch
 from _common import interleave, table
-from language_model import CHARACTERS, losses
+from language_model import CHARACTERS
 
 from bezoar.allocator import tune
+from bezoar.experiments.setup import cross_entropy
 from bezoar.models import LoRA, built, make_model
 from bezoar.updates import client_gradients
 
@@ -40,10 +41,10 @@ def subjects(given: argparse.Namespace) -> dict[str, Callable[[], object]]:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
         def plain(model: torch.nn.Module, trained: list[torch.nn.Parameter]) -> object:
-            return torch.autograd.grad(losses(model(tokens), targets).mean(), trained)
+            return torch.autograd.grad(cross_entropy(model(tokens), targets).mean(), trained)
 
         def asked(model: torch.nn.Module, method: str, gram: bool) -> object:
-            updates = client_gradients(model, losses, tokens, targets, owners, method=method)  # type: ignore[arg-type]
+            updates = client_gradients(model, cross_entropy, tokens, targets, owners, method=method)  # type: ignore[arg-type]
             return updates.squared_norms(), updates.combine(torch.ones(given.clients)), gram and updates.gram()
 
         found[f"{kind}: plain"] = partial(plain, model, trained)

@@ -104,6 +104,15 @@ class Aggregate:
     noise: float = 0.0
     box: Box | None = None
 
+    @property
+    def clipped(self) -> Tensor | None:
+        """The share of rows that pre-aggregation shortened, of those that it read; None where it did not only scale."""
+        if self.scales is None:
+            return None
+        # Rows that were left out before the pipeline have scale 0.
+        used = self.scales > 0
+        return (used & (self.scales < 1)).sum() / used.sum().clamp(min=1)
+
     def _spread(self, kept: Tensor, n: int, excluded: Mapping[int, str]) -> Aggregate:
         """The same answer in the numbering of all ``n`` rows, of which ``kept`` took part."""
 

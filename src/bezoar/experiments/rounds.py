@@ -172,10 +172,7 @@ def play(setup: Setup, state: State) -> tuple[State, dict[str, Any], dict[str, f
     record["aggregate_norm"] = vector.norm()
     record["update_norm"] = step.values.norm()
     record["excluded"] = len(answer.excluded)
-    if answer.scales is not None:
-        # Rows that were left out before the pipeline have scale 0.
-        used = answer.scales > 0
-        record["clipped"] = (used & (answer.scales < 1)).sum() / used.sum().clamp(min=1)
+    record["clipped"] = answer.clipped
     after = replace(after, server=step.state, rule=answer.state, last={"aggregate": answer.vector})
     return after, record, clock.seconds
 

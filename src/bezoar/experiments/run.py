@@ -406,8 +406,6 @@ def _summary(
         "distance_l1": None,
         "distance_l2": None,
         "per_class_accuracy": last.get("per_class_accuracy", []),
-        "attackers_per_round_mean": sum(r["attackers"] for r in records.rounds if r["attacking"])
-        / max(1, len(records.rounds)),
         **attacked(records.rounds),
         **_communicated(records.rounds),
         "rounds_skipped": sum(r["skipped"] is not None for r in records.rounds),
@@ -423,7 +421,8 @@ def _summary(
 
 
 def attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
-    """Means over the rounds with an attack (over all, if there is none) of what was noticed and measured."""
+    """How many attack in a round, on average, and means over the rounds with an attack (over all, if there is none) of
+    what was noticed and measured."""
     attacked = [record for record in rounds if record["attacking"]] or rounds
 
     def mean(key: str) -> float | None:
@@ -433,9 +432,14 @@ def attacked(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | Non
     def infinite(key: str) -> int:
         return sum(record.get("variance") is not None and record.get(key) is None for record in attacked)
 
+    present = sum(record["attackers"] for record in rounds if record["attacking"]) / max(1, len(rounds))
     means = {key: mean(key) for key in ("detected", "false_alarms", "variance", "deviation", "floor")}
     # Infinity is null in records; a mean that left it out must say so.
-    return {**means, **{f"{key}_infinite": infinite(key) for key in ("deviation", "floor")}}
+    return {
+        "attackers_per_round_mean": present,
+        **means,
+        **{f"{key}_infinite": infinite(key) for key in ("deviation", "floor")},
+    }
 
 
 def _communicated(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:

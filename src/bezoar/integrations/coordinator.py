@@ -303,7 +303,7 @@ class Coordinator:
             "aggregate_norm": float(answer.vector.double().norm()),
             "update_norm": float(step.values.double().norm()),
             "excluded": sum(verdict.status is Status.EXCLUDED for verdict in ordered),
-            "clipped": _clipped(answer),
+            "clipped": None if answer.clipped is None else float(answer.clipped),
         }
         result = {} if model is None else {**model, **named(own, moved), **buffers}
         now = Memory(answer.state, step.state, {"aggregate": answer.vector})
@@ -486,10 +486,3 @@ def _minus(new: Array, old: Array) -> Array:
     """The difference that :func:`_plus` adds."""
     with np.errstate(all="ignore"):
         return np.asarray(np.logical_xor(new, old) if old.dtype == np.bool_ else new - old, old.dtype)
-
-
-def _clipped(answer: Aggregate) -> float | None:
-    if answer.scales is None:
-        return None
-    used = answer.scales > 0
-    return float((used & (answer.scales < 1)).sum() / used.sum().clamp(min=1))
