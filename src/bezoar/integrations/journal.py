@@ -12,9 +12,9 @@ import tomlkit
 import torch
 from torch import Tensor
 
-from bezoar.errors import BezoarError
+from bezoar.errors import BezoarError, ConfigError
 from bezoar.experiments import environment
-from bezoar.experiments.records import Records
+from bezoar.experiments.records import CONFIG, WEIGHTS, Records, load_tensors, read_summary
 from bezoar.experiments.run import attacked
 from bezoar.integrations.coordinator import Memory, Status, Verdict
 from bezoar.integrations.gate import Array
@@ -35,6 +35,24 @@ class Journal:
         self.digest = hashlib.sha256(self._text.encode()).hexdigest()[:16]
         self._settings = settings
         self.records = Records(folder)
+
+    def finished(self) -> tuple[int, dict[str, Array]] | None:
+        """How many rounds the federation in the folder has played and its model, if it is finished.
+
+        Raises:
+            ConfigError: the folder holds a federation of other settings, finished or not.
+        """
+        folder = self.records.folder
+        if folder is None:
+            return None
+        known = folder / CONFIG
+        if known.exists() and known.read_text(encoding="utf-8") != self._text:
+            raise ConfigError(f"{folder}: holds a run of another configuration; choose another out")
+        summary = read_summary(folder)
+        if summary is None:
+            return None
+        weights, _ = load_tensors(folder / WEIGHTS)
+        return int(summary["rounds"]), {name: value.numpy() for name, value in weights.items()}
 
     def open(self, resume: bool) -> tuple[int, dict[str, Array], Memory] | None:
         """Start, or with ``resume`` go on: the last saved round, its model and memory."""
@@ -82,7 +100,6 @@ class Journal:
                 "test_accuracy_clean": accuracy,
                 "test_loss": last.get("test_loss"),
                 "attack_accuracy": last.get("attack_accuracy"),
-                "attackers_per_round_mean": sum(r["attackers"] for r in rounds if r["attacking"]) / max(1, len(rounds)),
                 **attacked(rounds),
                 "rounds_skipped": skipped,
                 "converged": skipped < len(rounds),

@@ -283,6 +283,30 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, defence: Any) -> 
     assert one == two
 
 
+def test_a_finished_run_is_returned_and_never_written_over(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = played(robust(), num_rounds=2, out=out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    again = played(robust(), num_rounds=2, out=out, resume=True)
+    assert bits(again.arrays) == bits(first.arrays)
+    assert list(again.arrays) == list(first.arrays)
+    with pytest.raises(ConfigError, match="is finished after 2 rounds; for 5 choose another out"):
+        played(robust(), num_rounds=5, out=out, resume=True)
+    with pytest.raises(ConfigError, match="holds a run of another configuration"):
+        played(robust(lr=0.5), num_rounds=2, out=out, resume=True)
+    with pytest.raises(ConfigError, match="other arrays than initial_arrays"):
+        robust().start(InProcessGrid(client(), N), ArrayRecord({}), num_rounds=2, out=out, resume=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_other_settings_never_go_on_with_a_run_that_has_no_checkpoint_yet(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    played(robust(), num_rounds=2, out=out)
+    (out / "summary.json").unlink()
+    with pytest.raises(ConfigError, match="holds a run of another configuration"):
+        played(robust(lr=0.5), num_rounds=2, out=out, resume=True)
+
+
 def test_wrong_use(tmp_path: Path) -> None:
     arrays = ArrayRecord(net().state_dict())
     with pytest.raises(ConfigError, match="needs out="):

@@ -230,7 +230,7 @@ class RobustStrategy(Strategy):
             evaluate_config: sent to clients that evaluate.
             evaluate_fn: evaluates the model at the server after every round, and before the first.
             out: directory for records, checkpoint, final model and summary; ``bezoar report OUT`` reads them.
-            resume: go on from the checkpoint in ``out``, if there is one.
+            resume: go on from the checkpoint in ``out``, if there is one; the model of a finished run is returned.
             checkpoint_every: rounds between checkpoints.
             name: of the run, in records.
 
@@ -242,6 +242,16 @@ class RobustStrategy(Strategy):
         self._timeout, self._checked, self._memory = timeout, False, Memory()
         journal = Journal(None if out is None else Path(out), self.settings(name))
         result, arrays, first = Result(), initial_arrays, 1
+        done = journal.finished() if resume else None
+        if done is not None:
+            played, model = done
+            if played < num_rounds:
+                raise ConfigError(f"{out}: is finished after {played} rounds; for {num_rounds} choose another out")
+            if model.keys() != initial_arrays.keys():
+                raise ConfigError(f"{out}: its model has other arrays than initial_arrays; choose another out")
+            log(INFO, "bezoar: %s is finished: its model is returned", out)
+            result.arrays = record_of({name: model[name] for name in initial_arrays})
+            return result
         saved = journal.open(resume)
         if saved is not None:
             number, model, self._memory = saved
