@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+CORE := $(VENV)/.installed
+STAMP := $(VENV)/.developed
 
 .PHONY: demo test lint types docs dist bench clean
 
-demo: $(STAMP)
+demo: $(CORE)
 	$(BIN)/bezoar compare quickstart --jobs 2 --out runs/quickstart
 
 # One process a core; threads of torch beside them would only be in the way. Tests that start servers and clients of
@@ -37,10 +38,15 @@ bench: $(STAMP)
 clean:
 	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# The demo needs the library alone; the rest all of its extras, gigabytes of them.
+$(CORE): pyproject.toml constraints.txt src/bezoar/_version.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $(CORE)
+
 # Tests and benchmarks load ByzFL's aggregators only. What it depends on besides (torchvision, seaborn) is for its own
 # benchmarks, hence --no-deps.
-$(STAMP): pyproject.toml constraints.txt src/bezoar/_version.py
-	$(PYTHON) -m venv $(VENV)
+$(STAMP): $(CORE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt byzfl==0.0.11
 	touch $(STAMP)
